@@ -1,0 +1,226 @@
+"""The `wm` command. Exit codes: 0 done, 1 a stage failed, 2 bad arguments."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from wm_lib import checkpoints
+from wm_lib.config import BUDGETS, load_config, resolve_budget
+from wm_lib.control.controller import Controller
+from wm_lib.errors import StageError, UsageError
+from wm_lib.evaluation import agent_maker, evaluate, random_maker
+from wm_lib.pipeline import Pipeline, project_root, resolve_run_dir
+from wm_lib.tasks import TASKS, get_task
+
+COMPONENTS = ("vae", "mdn_rnn", "controller", "all")
+
+
+class _Parser(argparse.ArgumentParser):
+    """Bad arguments are one line, like every other error of ours."""
+
+    def error(self, message: str) -> None:
+        raise UsageError(f"{message}; see: {self.prog} --help")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command; returns the exit code."""
+    try:
+        args = _parser().parse_args(argv)
+        args.run(args)
+        return 0
+    except UsageError as error:
+        print(f"wm: {error}", file=sys.stderr)
+        return 2
+    except StageError as error:
+        print(f"wm: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("\nwm: stopped; what is finished stays, the same command goes on from there", file=sys.stderr)
+        return 1
+
+
+def _parser() -> argparse.ArgumentParser:
+    common = _Parser(add_help=False)
+    common.add_argument(
+        "--budget",
+        default="auto",
+        metavar="B",
+        help=f"{' | '.join(BUDGETS)} (default: $WM_BUDGET, else laptop)",
+    )
+    common.add_argument(
+        "--run-dir", default="auto", metavar="DIR", help="folder of the run (default: runs/<budget>)"
+    )
+    common.add_argument(
+        "--seed",
+        type=int,
+        metavar="N",
+        help="seed of the run (default: 0; evaluate: first of the seeds, 10000)",
+    )
+    common.add_argument("--config", metavar="FILE", help="YAML with your own numbers, on top of the budget's")
+    common.add_argument("--json", metavar="FILE", help="also write the result as JSON")
+
+    parser = _Parser(prog="wm", description="World Models from pixels: collect, see, remember, dream, act.")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    def command(name: str, run: Callable[[argparse.Namespace], None], text: str) -> argparse.ArgumentParser:
+        added = commands.add_parser(name, parents=[common], help=text, description=text)
+        added.set_defaults(run=run)
+        return added
+
+    tasks = f"{' | '.join(TASKS)}, or an environment id"
+    collect = command("collect", _collect, "Play the task with exploring random actions and keep the frames.")
+    collect.add_argument("--task", required=True, metavar="T", help=tasks)
+    train = command("train", _train, "Train a part of the agent, or all of it, and measure it.")
+    train.add_argument("--task", required=True, metavar="T", help=tasks)
+    train.add_argument(
+        "--component", default="all", metavar="C", help=f"{' | '.join(COMPONENTS)} (default: all)"
+    )
+    score = command(
+        "evaluate",
+        _evaluate,
+        "Measure an agent in Gymnasium's own environment: of --run-dir, else of the shipped weights.",
+    )
+    score.add_argument("--task", required=True, metavar="T", help=tasks)
+    score.add_argument("--episodes", type=int, default=100, metavar="N", help="episodes (default: 100)")
+    score.add_argument(
+        "--sticky", type=float, default=0.0, metavar="P", help="Atari: sticky actions (default: 0)"
+    )
+    score.add_argument("--random", action="store_true", help="measure random play instead of an agent")
+    course = command(
+        "course", _course, "Run all notebooks in order with papermill and make an index of them."
+    )
+    course.add_argument("--task", metavar="T", help="the task notebooks 02-06 look at; " + tasks)
+    course.add_argument(
+        "-p",
+        "--parameter",
+        nargs=2,
+        action="append",
+        default=[],
+        metavar=("NAME", "VALUE"),
+        help="another notebook parameter",
+    )
+    course.add_argument("--output", metavar="DIR", help="executed notebooks (default: build/course/<budget>)")
+    config = command("config", _config, "Print every setting of a budget as YAML.")
+    config.add_argument("--task", metavar="T", help=tasks)
+    config.add_argument("--show", action="store_true", help="print it (the default)")
+    return parser  # fmt: skip
+
+
+def _open(args: argparse.Namespace) -> Pipeline:
+    return Pipeline.open(args.task, args.budget, args.run_dir, args.seed or 0, args.config)
+
+
+def _report(args: argparse.Namespace, result: dict[str, Any]) -> None:
+    if args.json:
+        checkpoints.write_json(Path(args.json), {"schema": 1, **result})
+
+
+def _collect(args: argparse.Namespace) -> None:
+    run = _open(args)
+    directory = run.run_stage("collect")
+    facts = run.facts("collect")["facts"]
+    print(f"{facts['real_steps']} decisions of {run.task.name} in {directory}")
+    _report(args, {"task": run.task.name, "directory": directory, **facts})
+
+
+def _train(args: argparse.Namespace) -> None:
+    if args.component not in COMPONENTS:
+        raise UsageError(f"unknown component '{args.component}'; choose one of {', '.join(COMPONENTS)}")
+    run = _open(args)
+    if args.component == "all":
+        run.build("evaluate")
+        manifest = run.manifest()
+        print(f"{run.task.name}: {_sentence(manifest['score'])}; random play {_sentence(manifest['random_score'])}; "
+              f"target {run.task.target:g}")  # fmt: skip
+        _report(args, manifest)
+        return
+    directory = run.run_stage(args.component)
+    if args.component == "vae":
+        run.run_stage("latents")
+    print(f"{args.component} of {run.task.name} is in {directory}")
+    _report(args, {"task": run.task.name, "directory": directory, **run.facts(args.component)["facts"]})
+
+
+def _evaluate(args: argparse.Namespace) -> None:
+    task = get_task(args.task)
+    if args.episodes < 1:
+        raise UsageError(f"--episodes must be at least 1, got {args.episodes}")
+    if not 0 <= args.sticky < 1:
+        raise UsageError(f"--sticky must be from 0 up to (not including) 1, got {args.sticky}")
+    if args.sticky and not task.atari:
+        raise UsageError(f"--sticky is for the Atari tasks, {task.name} is none")
+    seed = (
+        load_config(args.budget, task.name, args.config).evaluation.seed if args.seed is None else args.seed
+    )
+    if seed < 0:
+        raise UsageError(f"--seed must be 0 or more, got {seed}")
+    if args.random:
+        make_agent, weights = random_maker(task), "random"
+    else:
+        folder = weights_folder(args, task.name)
+        from wm_lib.models.neural import NeuralWorldModel
+
+        controller = Controller.load(folder["controller"])
+        world_model = NeuralWorldModel.load(folder["vae"], folder["mdn_rnn"], controller.meta["recent_z"])
+        make_agent, weights = agent_maker(task, world_model, controller), str(folder["controller"].parent)
+    result = evaluate(task, make_agent, args.episodes, seed, sticky=args.sticky)
+    print(f"{task.name}: {_sentence(result)} over {args.episodes} episodes; target {task.target:g}")
+    _report(args, {"task": task.name, "mode": "full", "weights": weights, "sticky": args.sticky, **result})
+
+
+def weights_folder(args: argparse.Namespace, task: str) -> dict[str, Path]:
+    """Where V, M and C of a task are: in --run-dir, or, where none is given, the shipped ones."""
+    names = ("vae", "mdn_rnn", "controller")
+    shipped = project_root() / "assets" / "weights" / task
+    if args.run_dir == "auto" and args.budget == "auto" and (shipped / "controller.safetensors").exists():
+        print(f"using the shipped weights in {shipped}")
+        return {name: shipped / f"{name}.safetensors" for name in names}
+    run = Pipeline.open(task, args.budget, args.run_dir, 0, args.config)
+    for name in names:
+        run.facts(name)
+    return {name: run.directory / name / f"{name}.safetensors" for name in names}
+
+
+def _course(args: argparse.Namespace) -> None:
+    from wm_lib.course.runner import run_course
+
+    budget = resolve_budget(args.budget)
+    parameters: dict[str, Any] = {
+        "budget": budget,
+        "seed": args.seed or 0,
+        "run_dir": str(resolve_run_dir(args.run_dir, budget).resolve()),
+    }
+    if args.task:
+        parameters["task"] = get_task(args.task).name
+    if args.config:
+        raise UsageError(
+            "the notebooks take no --config; train with `wm train --config FILE` and give --run-dir"
+        )
+    parameters |= dict(args.parameter)
+    output = Path(args.output) if args.output else project_root() / "build" / "course" / budget
+    records = run_course(parameters, output)
+    print(
+        f"{len(records)} notebooks done in {sum(r['minutes'] for r in records):.0f} minutes: {output / 'index.html'}"
+    )
+    _report(args, {"parameters": parameters, "notebooks": records})
+
+
+def _config(args: argparse.Namespace) -> None:
+    config = load_config(args.budget, get_task(args.task).name if args.task else None, args.config)
+    print(yaml.safe_dump(config.to_dict(), sort_keys=False), end="")
+    _report(args, {"config": config.to_dict()})
+
+
+def _sentence(score: dict[str, Any]) -> str:
+    low, high = score["ci95"]
+    return f"{score['mean']:.1f}" if low is None else f"{score['mean']:.1f} [{low:.1f}, {high:.1f}]"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,381 @@
+"""Every number of a training, checked: presets in YAML for a budget, your own file on top.
+
+Layers, each merged over the one before: `presets/laptop.yaml`, which names every key; the budget's own
+preset, which says what is smaller or larger; your file. In each of them the top-level sections are for all
+tasks, and `tasks: {pong: {vae: {...}}}` changes them for one task.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import os
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, Literal, Self, get_args, get_origin
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from wm_lib.errors import UsageError
+from wm_lib.tasks import TASKS, get_task
+
+BUDGETS = ("smoke", "laptop", "full")
+_PRESETS = Path(__file__).parent / "presets"
+_Sections = dict[str, dict[str, Any]]
+
+
+class _Section(BaseModel):
+    # Strict: a quoted "32" or a yes where a number belongs is a slip in the file, not a value.
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The values as plain dicts, lists, numbers and strings."""
+        return self.model_dump(mode="json")
+
+    def to_json(self) -> str:
+        """The values as canonical JSON, for hashing: equal text, equal configuration."""
+        return json.dumps(self.to_dict(), sort_keys=True, separators=(",", ":"))
+
+
+class CollectConfig(_Section):
+    """Playing the real environment for data.
+
+    Attributes:
+        num_steps: Decisions in all; rounded up to whole shards of num_envs * shard_length.
+        num_envs: Environments played side by side.
+        shard_length: Decisions of each environment in one shard, the unit of resuming.
+        gymnasium_fraction: Share of the shards played on the Gymnasium path instead of EnvPool, in [0, 1].
+            Box2D looks different there, and that is where scores are measured.
+    """
+
+    num_steps: int = Field(40_960, ge=1, le=10**9)
+    num_envs: int = Field(32, ge=1, le=4096)
+    shard_length: int = Field(640, ge=2, le=100_000)
+    gymnasium_fraction: float = Field(0.0, ge=0, le=1)
+
+
+class VAEConfig(_Section):
+    """V: the variational auto-encoder from a frame to z.
+
+    Attributes:
+        z_dim: Length of z.
+        learning_rate: Peak learning rate.
+        beta: Weight of the KL term.
+        batch_size: Frames in one update.
+        num_updates: Updates in all.
+        centred: Whether the background is taken away before encoding.
+        foreground_weight: Weight in the loss of pixels that differ from the background; 1 = like all others.
+    """
+
+    z_dim: int = Field(32, ge=1, le=1024)
+    learning_rate: float = Field(1e-3, gt=0, le=1)
+    beta: float = Field(0.01, ge=0, le=1000)
+    batch_size: int = Field(128, ge=1, le=65_536)
+    num_updates: int = Field(2000, ge=1, le=10**8)
+    centred: bool = True
+    foreground_weight: float = Field(30.0, ge=1, le=10_000)
+
+
+class MDNRNNConfig(_Section):
+    """M: the recurrent network with a mixture density output.
+
+    Attributes:
+        rnn_size: Width of the LSTM.
+        num_mixtures: Gaussians for each component of z.
+        sequence_length: Steps of one training sequence, at most collect.shard_length.
+        batch_size: Sequences in one update.
+        num_updates: Updates in all.
+        learning_rate: Peak learning rate.
+    """
+
+    rnn_size: int = Field(256, ge=1, le=8192)
+    num_mixtures: int = Field(5, ge=1, le=100)
+    sequence_length: int = Field(64, ge=2, le=100_000)
+    batch_size: int = Field(32, ge=1, le=65_536)
+    num_updates: int = Field(1500, ge=1, le=10**8)
+    learning_rate: float = Field(1e-3, gt=0, le=1)
+
+
+class ControllerConfig(_Section):
+    """C: what it sees and how it learns.
+
+    Attributes:
+        type: "ppo", or by evolution "original" (CMA-ES, the paper's) or "cpu" (a simple evolution strategy).
+        recent_z: How many of the latest z it sees, the current one included.
+        population_size: Evolution: candidates in a generation.
+        rollouts_per_candidate: Evolution: episodes each candidate plays.
+        num_generations: Evolution: generations in all.
+        sigma: Evolution: initial standard deviation of the weights.
+        max_decisions: Evolution: decisions after which a training episode is cut off; 0 = the task's limit.
+        num_steps: PPO: decisions in all.
+        num_envs: PPO: environments side by side.
+        rollout_length: PPO: decisions of each environment between two updates.
+        num_epochs: PPO: passes over each rollout.
+        batch_size: PPO: decisions in one gradient step.
+        learning_rate: PPO: initial learning rate.
+        gamma: PPO: discount of later rewards, in [0, 1].
+        gae_lambda: PPO: decay of the advantage estimate, in [0, 1].
+        entropy: PPO: weight of the entropy bonus.
+        hidden: PPO: widths of the hidden layers; an empty list makes C linear.
+        reward_scale: PPO: factor on the reward while training; scores are never scaled.
+        clip_reward: PPO: whether the scaled training reward is clipped to [-1, 1].
+        block_steps: PPO: decisions between two checkpoints.
+    """
+
+    type: Literal["ppo", "original", "cpu"] = "ppo"
+    recent_z: int = Field(4, ge=1, le=64)
+    population_size: int = Field(32, ge=2, le=4096)
+    rollouts_per_candidate: int = Field(2, ge=1, le=1000)
+    num_generations: int = Field(20, ge=1, le=100_000)
+    sigma: float = Field(0.1, gt=0, le=100)
+    max_decisions: int = Field(0, ge=0, le=10**6)
+    num_steps: int = Field(1_000_000, ge=1, le=10**10)
+    num_envs: int = Field(64, ge=1, le=4096)
+    rollout_length: int = Field(128, ge=1, le=100_000)
+    num_epochs: int = Field(4, ge=1, le=100)
+    batch_size: int = Field(2048, ge=2, le=10**7)
+    learning_rate: float = Field(5e-4, gt=0, le=1)
+    gamma: float = Field(0.99, ge=0, le=1)
+    gae_lambda: float = Field(0.95, ge=0, le=1)
+    entropy: float = Field(0.01, ge=0, le=10)
+    hidden: list[int] = [256, 256]
+    reward_scale: float = Field(1.0, gt=0, le=10**6)
+    clip_reward: bool = False
+    block_steps: int = Field(204_800, ge=1, le=10**10)
+
+    @field_validator("hidden")
+    @classmethod
+    def _widths(cls, widths: list[int]) -> list[int]:
+        if any(not 1 <= width <= 8192 for width in widths):
+            raise ValueError("needs widths from 1 to 8192")
+        return widths
+
+
+class EvaluationConfig(_Section):
+    """Measuring a score.
+
+    Attributes:
+        episodes: Episodes of the score.
+        random_episodes: Episodes of random play, for comparison.
+        seed: Seed of the first episode; the others follow it.
+    """
+
+    episodes: int = Field(30, ge=1, le=100_000)
+    random_episodes: int = Field(30, ge=1, le=100_000)
+    seed: int = Field(10_000, ge=0, le=2**31 - 1)
+
+
+class CurriculumConfig(_Section):
+    """The tasks one after another.
+
+    Attributes:
+        mode: What to run with, see `wm doctor`; "auto" = what the machine has.
+        timeout_seconds: Time for one try at a task.
+        max_retries: Further tries after a failure.
+        stages: Task names in order.
+    """
+
+    mode: Literal["auto", "full", "gym_only", "simulation"] = "auto"
+    timeout_seconds: float = Field(7200.0, gt=0, le=10**7)
+    max_retries: int = Field(1, ge=0, le=100)
+    stages: list[str] = list(TASKS)
+
+    @field_validator("stages")
+    @classmethod
+    def _tasks(cls, stages: list[str]) -> list[str]:
+        if not stages:
+            raise ValueError("needs at least one task")
+        return [get_task(name).name for name in stages]
+
+
+class Config(_Section):
+    """All sections. Made by `load_config`; the fields' own defaults serve code that builds one by hand."""
+
+    collect: CollectConfig = CollectConfig()
+    vae: VAEConfig = VAEConfig()
+    mdnrnn: MDNRNNConfig = MDNRNNConfig()
+    controller: ControllerConfig = ControllerConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    curriculum: CurriculumConfig = CurriculumConfig()
+
+    @model_validator(mode="after")
+    def _sequences_fit(self) -> Self:
+        if self.mdnrnn.sequence_length > self.collect.shard_length:
+            raise ValueError(
+                f"mdnrnn.sequence_length: {self.mdnrnn.sequence_length} is longer than a shard of the data; "
+                f"needs at most collect.shard_length, {self.collect.shard_length}"
+            )
+        return self
+
+
+def resolve_budget(budget: str = "auto") -> str:
+    """Turn a budget into one of `BUDGETS`; "auto" means $WM_BUDGET, and without that laptop.
+
+    Raises:
+        UsageError: It is none of them.
+    """
+    origin = "budget"
+    if budget == "auto":
+        origin, budget = "$WM_BUDGET", os.environ.get("WM_BUDGET", "").strip() or "auto"
+    if budget == "auto":
+        return "laptop"
+    if budget not in BUDGETS:
+        raise UsageError(f"unknown {origin} '{budget}'; {_hint(budget, ('auto', *BUDGETS))}")
+    return budget
+
+
+def load_config(budget: str = "auto", task: str | None = None, file: str | Path | None = None) -> Config:
+    """Read the presets of a budget and your file on top, with one task's changes (task=None: with none).
+
+    Raises:
+        UsageError: The file cannot be read, or a key or value is wrong: one line with the key, the value and
+            the nearest valid key or the allowed range. The changes for all other tasks are checked too.
+    """
+    budget = resolve_budget(budget)
+    task = None if task is None else get_task(task).name
+    paths = [_PRESETS / "laptop.yaml"]
+    if budget != "laptop":
+        paths.append(_PRESETS / f"{budget}.yaml")
+    if file is not None:
+        paths.append(Path(file))
+    layers = [_read_layer(path) for path in paths]
+    name, by_task = paths[-1].name, layers[-1][1]
+    _build(_merge(layers, None), name)
+    for other, block in by_task.items():
+        _build(_merge(layers, other), name, f"tasks.{other}.", block)
+    return _build(_merge(layers, task), name)
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML with 1e-3 and 1e6 as numbers; YAML 1.1 wants a point in them and reads text otherwise."""
+
+
+def _scientific(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> int | float:
+    value = float(node.value)
+    return int(value) if value.is_integer() else value
+
+
+_SCIENTIFIC = re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+$")
+_Loader.add_implicit_resolver("!scientific", _SCIENTIFIC, list("-+0123456789"))
+_Loader.add_constructor("!scientific", _scientific)
+
+
+def _read_layer(path: Path) -> tuple[_Sections, dict[str, _Sections]]:
+    """Sections for all tasks, and sections for one task by its name."""
+    try:
+        values = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)  # noqa: S506 (a SafeLoader)
+    except OSError as error:
+        raise UsageError(f"cannot read the configuration {path}: {error.strerror}; check the path") from error
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{path} is not a text file in UTF-8") from error
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = "" if mark is None else f", line {mark.line + 1}"
+        problem = getattr(error, "problem", None) or "bad input"
+        raise UsageError(f"{path}{line} is not YAML: {problem}") from error
+    sections = _keys(values, path.name, "the whole file")
+    tasks = _keys(sections.pop("tasks", None), path.name, "tasks")
+    by_task = {}
+    for name, content in tasks.items():
+        if name not in TASKS:
+            raise UsageError(f"{path.name}: tasks.{name}: unknown task; {_hint(name, TASKS)}")
+        by_task[name] = _sections(_keys(content, path.name, f"tasks.{name}"), path.name, f"tasks.{name}.")
+    return _sections(sections, path.name), by_task
+
+
+def _sections(values: dict[str, Any], file: str, prefix: str = "") -> _Sections:
+    for key, value in values.items():
+        if key not in Config.model_fields:
+            found = f"{prefix}{key}: unknown key, found with {_show(value)}"
+            raise UsageError(f"{file}: {found}; {_nearest_key((key,))}")
+    return {key: _keys(value, file, prefix + key) for key, value in values.items()}
+
+
+def _keys(values: Any, file: str, key: str) -> dict[str, Any]:
+    if values is None:  # `vae:` with nothing under it
+        return {}
+    if not isinstance(values, dict):
+        raise UsageError(f"{file}: {key}: needs keys with values under it, found {_show(values)}")
+    return {str(name): value for name, value in values.items()}
+
+
+def _merge(layers: Iterable[tuple[_Sections, dict[str, _Sections]]], task: str | None) -> _Sections:
+    merged: _Sections = {}
+    for general, by_task in layers:
+        for sections in (general, by_task.get(task, {})):
+            for name, content in sections.items():
+                merged[name] = merged.get(name, {}) | content
+    return merged
+
+
+def _build(values: _Sections, file: str, prefix: str = "", block: Iterable[str] = ()) -> Config:
+    """Validate; a wrong key in one of the sections of `block` is named with the prefix."""
+    try:
+        return Config.model_validate(values)
+    except ValidationError as error:
+        first, *others = error.errors()
+        where = prefix if first["loc"] and first["loc"][0] in block else ""
+        more = f" (and {len(others)} more)" if others else ""
+        raise UsageError(f"{file}: {where}{_explain(first)}{more}") from None
+
+
+_KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
+
+
+def _explain(error: Any) -> str:
+    """One line for one of pydantic's errors: key, value, and what would be right."""
+    loc, kind, value = error["loc"], error["type"], _show(error["input"])
+    if not loc:
+        return str(error["ctx"]["error"])
+    key = ".".join(str(part) for part in loc)
+    if kind == "extra_forbidden":
+        return f"{key}: unknown key, found with {value}; {_nearest_key(loc)}"
+    if kind == "value_error":
+        return f"{key}: found {value}; {error['ctx']['error']}"
+    field = Config.model_fields[loc[0]].annotation.model_fields[loc[1]]
+    if get_origin(field.annotation) is Literal:
+        return f"{key}: {value} is not a choice; {_hint(str(error['input']), get_args(field.annotation))}"
+    if get_origin(field.annotation) is list and len(loc) == 2:
+        return f"{key}: needs a list, found {value}"
+    base = get_args(field.annotation)[0] if get_args(field.annotation) else field.annotation
+    return f"{key}: needs {_KINDS[base]}{_range(field.metadata)}, found {value}"
+
+
+def _show(value: Any) -> str:
+    """A value as it would stand in YAML, on one line and not too long."""
+    text = json.dumps(value, default=str)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def _range(metadata: Iterable[Any]) -> str:
+    bounds = {}
+    for item in metadata:
+        for name in ("gt", "ge", "le"):
+            if hasattr(item, name):
+                bounds[name] = getattr(item, name)
+    if "le" not in bounds:
+        return ""
+    low = f" above {bounds['gt']} and at most" if "gt" in bounds else f" from {bounds['ge']} to"
+    return f"{low} {bounds['le']}"
+
+
+def _nearest_key(loc: tuple[str, ...]) -> str:
+    """The nearest key of the same section, else a key of that name in another section, else all keys."""
+    *parents, name = loc
+    fields = Config.model_fields
+    if parents:
+        fields = fields[parents[0]].annotation.model_fields
+    if not difflib.get_close_matches(name, fields, 1):
+        for section, field in Config.model_fields.items():
+            if name in field.annotation.model_fields:
+                return f"did you mean {section}.{name}?"
+    return _hint(name, fields, "".join(f"{parent}." for parent in parents))
+
+
+def _hint(name: str, options: Iterable[str], prefix: str = "") -> str:
+    options = list(options)
+    near = difflib.get_close_matches(name, options, 1)
+    listed = f"choose one of {', '.join(options)}"
+    return f"did you mean {prefix}{near[0]}? ({listed})" if near else listed

@@ -1,0 +1,1 @@
+"""C, a small controller, and the ways it learns."""

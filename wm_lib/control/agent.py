@@ -1,0 +1,103 @@
+"""V, M and C put together into something that plays: frames in, actions out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from wm_lib.control.controller import Controller, Population
+from wm_lib.errors import StageError
+from wm_lib.models.world_model import WorldModel
+from wm_lib.seeding import derive_seed
+
+
+class Agent:
+    """Plays `num_envs` environments side by side, with a memory for each.
+
+    Args:
+        world_model: What it sees and remembers with.
+        controller: What chooses the action.
+        num_envs: Rows of every batch.
+        rngs: None for greedy actions; otherwise a generator for each row, from which its actions are sampled.
+
+    Raises:
+        StageError: The controller was made for a world model with other features.
+    """
+
+    def __init__(
+        self,
+        world_model: WorldModel,
+        controller: Controller | Population,
+        num_envs: int,
+        rngs: Sequence[np.random.Generator] | None = None,
+    ) -> None:
+        if controller.feature_dim != world_model.feature_dim:
+            raise StageError(
+                f"the controller reads {controller.feature_dim} features and the world model has "
+                f"{world_model.feature_dim}; train the controller on this world model, with the same recent_z"
+            )
+        self.world_model = world_model
+        self.controller = controller
+        self.rngs = None if rngs is None else list(rngs)
+        self.h = world_model.initial_state(num_envs)
+
+    def __call__(self, obs: np.ndarray, first: np.ndarray) -> np.ndarray:
+        """Choose the actions, then remember them.
+
+        Args:
+            obs: Frames uint8 (num_envs, 64, 64, 3).
+            first: bool (num_envs,), whether the frame is the first of an episode.
+
+        Returns:
+            Actions int64 (num_envs,).
+        """
+        self.h = np.where(first[:, None], np.float32(0), self.h)
+        z = self.world_model.encode(obs)
+        features = self.world_model.features(z, self.h)
+        action = self.controller.act(features, self.rngs)
+        # Only now: the action at time t is chosen from the memory before (z_t, a_t) entered it (figure 8).
+        self.h = self.world_model.step(z, action, self.h)
+        return action
+
+    def reset_slot(self, slot: int, seed: int) -> None:
+        """Tie the sampled actions of one row to the seed of the episode that begins there."""
+        if self.rngs is not None:
+            self.rngs[slot] = np.random.default_rng(derive_seed(seed, "actions"))
+
+
+class FeatureAgent:
+    """An agent for a dream, where the observation already is the features and the dream keeps the memory.
+
+    Args: as for `Agent`; the world model and the number of environments are not needed.
+    """
+
+    def __init__(
+        self,
+        world_model: WorldModel,
+        controller: Controller | Population,
+        num_envs: int,
+        rngs: Sequence[np.random.Generator] | None = None,
+    ) -> None:
+        self.controller = controller
+        self.rngs = rngs
+
+    def __call__(self, obs: np.ndarray, first: np.ndarray) -> np.ndarray:
+        """Actions int64 (num_envs,) for features float32 (num_envs, feature_dim)."""
+        return self.controller.act(obs, self.rngs)
+
+
+class RandomAgent:
+    """The baseline: every action equally likely, at every decision anew."""
+
+    def __init__(self, num_actions: int, num_envs: int) -> None:
+        self.num_actions = num_actions
+        self.rngs = [np.random.default_rng(slot) for slot in range(num_envs)]
+
+    def __call__(self, obs: np.ndarray, first: np.ndarray) -> np.ndarray:
+        """Actions int64 (num_envs,); neither argument is looked at."""
+        return np.array([rng.integers(self.num_actions) for rng in self.rngs])
+
+    def reset_slot(self, slot: int, seed: int) -> None:
+        """Tie the actions of one row to the seed of the episode that begins there."""
+        self.rngs[slot] = np.random.default_rng(derive_seed(seed, "random actions"))

@@ -1,0 +1,1 @@
+"""V and M: what looks and what remembers."""

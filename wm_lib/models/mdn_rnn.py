@@ -1,0 +1,323 @@
+"""M, the memory: an LSTM that predicts the next z as mixtures of Gaussians, the reward and the end.
+
+Section 4.2 and appendix A.2 of Ha & Schmidhuber (2018); mixture density outputs after Bishop (1994) and
+Graves (2013).
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from wm_lib import checkpoints
+from wm_lib.config import MDNRNNConfig
+from wm_lib.errors import StageError, UsageError
+from wm_lib.models import training
+from wm_lib.models.latents import Batch, Latents, Stream, check_latents, log_change
+from wm_lib.seeding import derive_seed
+
+MIN_LOG_SIGMA = -5.0
+HALF_LOG_2PI = 0.5 * math.log(2 * math.pi)
+HELD_OUT_WINDOWS = 64  # windows on which the held-out loss is measured during training
+MAX_GRAD_NORM = 1.0
+EVALUATED_AT_ONCE = 16  # sequences
+SIZES = ("z_dim", "num_actions", "rnn_size", "num_mixtures")
+
+
+class MDNOutput(NamedTuple):
+    """One mixture of Gaussians for every dimension of the next z; each (batch, time, z_dim, num_mixtures).
+
+    Attributes:
+        log_pi: Log weights; exp(log_pi) sums to 1 over the last axis.
+        mu: Means.
+        log_sigma: Logs of the standard deviations, above `MIN_LOG_SIGMA`.
+    """
+
+    log_pi: Tensor
+    mu: Tensor
+    log_sigma: Tensor
+
+
+class MDNRNN(nn.Module):
+    """LSTM over (z_t, a_t), with heads for z_{t+1}, r_t and whether the episode terminates after a_t.
+
+    Args:
+        z_dim: Size of the latent vector.
+        num_actions: Number of discrete actions; they enter one-hot.
+        rnn_size: Size of the LSTM's h (and c).
+        num_mixtures: Gaussians per dimension of z.
+    """
+
+    def __init__(self, z_dim: int, num_actions: int, rnn_size: int = 256, num_mixtures: int = 5) -> None:
+        super().__init__()
+        self.z_dim, self.num_actions = z_dim, num_actions
+        self.rnn_size, self.num_mixtures = rnn_size, num_mixtures
+        self.lstm = nn.LSTM(z_dim + num_actions + 1, rnn_size, batch_first=True)
+        self.mixture = nn.Linear(rnn_size, 3 * num_mixtures * z_dim)
+        self.reward = nn.Linear(rnn_size, 1)
+        self.done = nn.Linear(rnn_size, 1)
+        self.register_buffer("reward_scale", torch.ones(()))
+        # The last input marks a border: the empty row between two episodes. Its weights shut the input and
+        # forget gates (the first half of the rows), so c, and with it h, becomes exactly 0. Shut gates pass
+        # no gradient, so training never changes these weights. Thus one fast call of the LSTM reads a whole
+        # window and still forgets wherever an episode begins; a loop over steps takes twice as long.
+        with torch.no_grad():
+            self.lstm.weight_ih_l0[:, -1] = 0.0
+            self.lstm.weight_ih_l0[: 2 * rnn_size, -1] = -1e4
+
+    def forward(
+        self,
+        z: Tensor,
+        action: Tensor,
+        state: tuple[Tensor, Tensor] | None = None,
+        border: Tensor | None = None,
+    ) -> tuple[MDNOutput, Tensor, Tensor, tuple[Tensor, Tensor]]:
+        """Read (z_t, a_t) for a stretch of time; row t of every output knows rows 0..t of the input.
+
+        Args:
+            z: (batch, time, z_dim).
+            action: int64 (batch, time), a_t chosen at z_t.
+            state: (h, c), each (batch, rnn_size); zeros if None.
+            border: bool (batch, time), true at empty rows after which the memory is zero; none if None.
+
+        Returns:
+            The mixture for z_{t+1}; the expected reward r_t (batch, time), in the units of the data; the
+            logit (batch, time) of the episode terminating after a_t; and the state after the last row.
+        """
+        h, state = self.remember(z, action, state, border)
+        return *self.heads(h), state
+
+    def remember(
+        self,
+        z: Tensor,
+        action: Tensor,
+        state: tuple[Tensor, Tensor] | None = None,
+        border: Tensor | None = None,
+    ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        """`forward` without its heads: h (batch, time, rnn_size) at every row, and the last state."""
+        marks = z.new_zeros(z.shape[:2]) if border is None else border.to(z.dtype)
+        x = torch.cat([z, F.one_hot(action, self.num_actions).to(z.dtype), marks[..., None]], dim=-1)
+        h, (h_last, c_last) = self.lstm(x, None if state is None else (state[0][None], state[1][None]))
+        return h, (h_last[0], c_last[0])
+
+    def heads(self, h: Tensor) -> tuple[MDNOutput, Tensor, Tensor]:
+        """Mixture, reward and done logit read from the LSTM's output h (..., rnn_size)."""
+        # The mixtures lie on the last axis for the reader and on the last but one in memory, because summing
+        # five neighbouring numbers is slower than summing five rows.
+        raw = self.mixture(h).float().unflatten(-1, (3, self.num_mixtures, self.z_dim)).transpose(-1, -2)
+        logits, mu, raw_sigma = raw.unbind(-3)
+        log_pi = logits - torch.logsumexp(logits, dim=-1, keepdim=True)
+        # A bound keeps the density of a dimension that never changes finite. It is smooth because a clamped
+        # component would have no gradient that could ever widen it again.
+        log_sigma = MIN_LOG_SIGMA + F.softplus(raw_sigma - MIN_LOG_SIGMA)
+        reward = self.reward(h).float().squeeze(-1) * self.reward_scale
+        return MDNOutput(log_pi, mu, log_sigma), reward, self.done(h).float().squeeze(-1)
+
+
+def mdn_nll(log_pi: Tensor, mu: Tensor, log_sigma: Tensor, z_next: Tensor) -> Tensor:
+    """Negative log-likelihood of z_next under one mixture per dimension; may be negative, as of any density.
+
+    -sum_i log sum_k pi_ik N(z_i; mu_ik, sigma_ik), Bishop (1994), eq. 29, over independent dimensions i.
+
+    Args:
+        log_pi: Normalised log weights (batch, time, z_dim, num_mixtures).
+        mu: Means, the same shape.
+        log_sigma: Logs of the standard deviations, the same shape.
+        z_next: (batch, time, z_dim).
+
+    Returns:
+        Nats per step (batch, time), summed over the dimensions of z.
+    """
+    standardised = (z_next[..., None] - mu) * torch.exp(-log_sigma)
+    log_density = log_pi - log_sigma - 0.5 * standardised.square()
+    return (HALF_LOG_2PI - torch.logsumexp(log_density, dim=-1)).sum(dim=-1)
+
+
+def sample_mdn(
+    log_pi: Tensor, mu: Tensor, log_sigma: Tensor, temperature: float, generator: torch.Generator
+) -> Tensor:
+    """Draw z from the mixture: weights softmax(log_pi / temperature), deviations sigma * sqrt(temperature).
+
+    Section 5 and appendix A.2 of the paper. As the temperature goes to 0 the sample becomes the mean of the
+    heaviest component, which is what 0 itself returns.
+
+    Args:
+        log_pi: Log weights (..., z_dim, num_mixtures).
+        mu: Means, the same shape.
+        log_sigma: Logs of the standard deviations, the same shape.
+        temperature: At least 0.
+        generator: Source of randomness.
+
+    Returns:
+        z (..., z_dim).
+
+    Raises:
+        UsageError: The temperature is negative or not a finite number.
+    """
+    if not (math.isfinite(temperature) and temperature >= 0):
+        raise UsageError(f"temperature must be a finite number >= 0, found {temperature}")
+    if temperature == 0:
+        return mu.gather(-1, log_pi.argmax(-1, keepdim=True)).squeeze(-1)
+    # Subtracting the maximum first keeps the quotient finite for the smallest temperature.
+    pi = torch.softmax((log_pi - log_pi.amax(-1, keepdim=True)) / temperature, dim=-1)
+    uniform = torch.rand(mu.shape[:-1], generator=generator)
+    # The component whose stretch of the cumulative weights holds the uniform number.
+    component = (uniform[..., None] > pi.cumsum(-1)[..., :-1]).sum(-1, keepdim=True)
+    noise = torch.randn(mu.shape[:-1], generator=generator)
+    mu = mu.gather(-1, component).squeeze(-1)
+    log_sigma = log_sigma.gather(-1, component).squeeze(-1)
+    return mu + log_sigma.exp() * math.sqrt(temperature) * noise
+
+
+def mdn_rnn_losses(model: MDNRNN, batch: Batch) -> dict[str, Tensor]:
+    """Means over the steps of a batch.
+
+    Returns:
+        `nll` in nats per step; `reward`, the squared error over the squared reward scale; `done`, the
+        cross-entropy in nats.
+    """
+    output, reward, done_logit, _ = model(batch.z, batch.action, border=batch.border)
+    step = (~batch.border).float()
+    num_steps = step.sum().clamp(min=1)
+    error = ((reward - batch.reward) / model.reward_scale).square()
+    entropy = F.binary_cross_entropy_with_logits(done_logit, batch.terminated, reduction="none")
+    return {
+        "nll": (mdn_nll(*output, batch.z_next) * batch.has_next).sum() / batch.has_next.sum().clamp(min=1),
+        "reward": (error * step).sum() / num_steps,
+        "done": (entropy * step).sum() / num_steps,
+    }
+
+
+def train_mdn_rnn(
+    latents: Latents, config: MDNRNNConfig, *, num_actions: int, seed: int, directory: Path
+) -> MDNRNN:
+    """Train M; resumes from `directory` and logs there. The last tenth of the sequences is held out.
+
+    The loss is nll / z_dim + reward + done: each part then weighs about as much as one dimension of z.
+
+    Args:
+        latents: Arrays (sequences, time): `mu` and `log_sigma` (with a z_dim axis) of V's posterior at each
+            step, `action` chosen there, `reward`, `terminated`, `truncated` that followed, and `first`.
+        num_actions: Number of discrete actions.
+
+    Raises:
+        StageError: The latents hold NaN, there are fewer than two sequences, or the loss diverged.
+    """
+    check_latents(latents)
+    num_sequences, _, z_dim = latents["mu"].shape
+    if num_sequences < 2:
+        raise StageError(
+            f"M needs 2 sequences, one of them held out; found {num_sequences}: raise collect.num_steps"
+        )
+    held_out_sequences = max(1, num_sequences // 10)
+    train = Stream(latents, np.arange(num_sequences - held_out_sequences))
+    test = Stream(latents, np.arange(num_sequences - held_out_sequences, num_sequences))
+    torch.manual_seed(derive_seed(seed, "mdn_rnn", "init"))
+    model = MDNRNN(z_dim, num_actions, config.rnn_size, config.num_mixtures)
+    rewards = latents["reward"][:-held_out_sequences].astype(np.float64)
+    model.reward_scale.fill_(float(np.sqrt(np.square(rewards).mean())) or 1.0)
+
+    def update(step: int, rng: np.random.Generator) -> tuple[Tensor, dict[str, Tensor]]:
+        batch = train.batch(train.windows(config.batch_size, config.sequence_length, rng), rng)
+        with training.fast_autocast():
+            losses = mdn_rnn_losses(model, batch)
+        loss = losses["nll"] / z_dim + losses["reward"] + losses["done"]
+        if not torch.isfinite(loss):
+            raise StageError(f"M's loss became {float(loss)} at update {step}; lower mdnrnn.learning_rate")
+        return loss, {name: value.detach() for name, value in losses.items()}
+
+    @torch.no_grad()
+    def held_out(_: np.random.Generator) -> dict[str, float]:
+        # The same windows and noise every time, so that the curve shows M and not the draw.
+        rng = np.random.default_rng(derive_seed(seed, "mdn_rnn", "held_out"))
+        batch = test.batch(test.windows(HELD_OUT_WINDOWS, config.sequence_length, rng), rng)
+        return {f"held_out_{name}": float(value) for name, value in mdn_rnn_losses(model, batch).items()}
+
+    training.run(
+        model,
+        update,
+        held_out,
+        num_updates=config.num_updates,
+        learning_rate=config.learning_rate,
+        seed=seed,
+        directory=directory,
+        name="mdn_rnn",
+        max_grad_norm=MAX_GRAD_NORM,
+    )
+    return model.eval()
+
+
+@torch.inference_mode()
+def evaluate_mdn_rnn(
+    model: MDNRNN, latents: Latents, sequences: np.ndarray, seed: int = 0
+) -> dict[str, float]:
+    """How well M predicts whole sequences it was not trained on, beside guessing that nothing changes.
+
+    Args:
+        latents: What `train_mdn_rnn` takes.
+        sequences: Indices of the sequences to predict; the copying baseline is fitted to all others.
+        seed: Seed of the noise in z.
+
+    Returns:
+        `nll` of M and `copy_last_nll` of a Gaussian around z_t, in nats per step; `reward_mse` and
+        `reward_variance` (what guessing the mean scores) in squared units of the reward; `done_nll` in nats
+        per step; `num_steps`.
+    """
+    sequences = np.asarray(sequences)
+    others = np.setdiff1d(np.arange(len(latents["mu"])), sequences)
+    change = torch.from_numpy(log_change(latents, others if len(others) else sequences))
+    rng = np.random.default_rng(seed)
+    parts: dict[str, list[Tensor]] = {key: [] for key in ("nll", "copy_last", "error", "reward", "done")}
+    for start in range(0, len(sequences), EVALUATED_AT_ONCE):
+        chunk = sequences[start : start + EVALUATED_AT_ONCE, None]
+        streams = [Stream(latents, sequence) for sequence in chunk]
+        rows = np.full((len(chunk), max(len(stream.rows) for stream in streams)), -1)
+        for row, stream in zip(rows, streams, strict=True):
+            row[: len(stream.rows)] = stream.rows
+        batch = streams[0].batch(rows, rng)
+        output, reward, logit, _ = model(batch.z, batch.action, border=batch.border)
+        mu = batch.z[..., None]
+        copy = MDNOutput(torch.zeros_like(mu), mu, change[:, None].expand_as(mu))
+        entropy = F.binary_cross_entropy_with_logits(logit, batch.terminated, reduction="none")
+        parts["nll"].append(mdn_nll(*output, batch.z_next)[batch.has_next])
+        parts["copy_last"].append(mdn_nll(*copy, batch.z_next)[batch.has_next])
+        parts["error"].append((reward - batch.reward)[~batch.border])
+        parts["reward"].append(batch.reward[~batch.border])
+        parts["done"].append(entropy[~batch.border])
+    whole = {key: torch.cat(values) for key, values in parts.items()}
+    return {
+        "nll": float(whole["nll"].mean()),
+        "copy_last_nll": float(whole["copy_last"].mean()),
+        "reward_mse": float(whole["error"].square().mean()),
+        "reward_variance": float(whole["reward"].var(correction=0)),
+        "done_nll": float(whole["done"].mean()),
+        "num_steps": len(whole["reward"]),
+    }
+
+
+def save_mdn_rnn(path: Path, model: MDNRNN, meta: dict) -> str:
+    """Write the weights; returns the sha256."""
+    tensors = {name: value.detach().numpy() for name, value in model.state_dict().items()}
+    sizes = {name: getattr(model, name) for name in SIZES}
+    return checkpoints.save(path, tensors, {"kind": "mdn_rnn", **sizes, **meta})
+
+
+def load_mdn_rnn(path: Path) -> MDNRNN:
+    """Read what `save_mdn_rnn` wrote.
+
+    Raises:
+        StageError: The file is missing, damaged or not an MDN-RNN's.
+    """
+    tensors, meta = checkpoints.load(path)
+    if meta.get("kind") != "mdn_rnn":
+        found = meta.get("kind", "something else")
+        raise StageError(f"{path} holds {found}, not an MDN-RNN; give the path of M")
+    model = MDNRNN(**{name: meta[name] for name in SIZES})
+    model.load_state_dict({name: torch.from_numpy(value) for name, value in tensors.items()})
+    return model.eval()

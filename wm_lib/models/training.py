@@ -1,0 +1,105 @@
+"""The gradient loop that V and M share: Adam, a one-cycle rate, checkpoints from which it resumes bit for bit."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from wm_lib import checkpoints
+from wm_lib.events import Progress
+from wm_lib.seeding import derive_seed
+
+BLOCK = 250  # updates between checkpoints
+
+Update = Callable[[int, np.random.Generator], tuple[Tensor, dict[str, Tensor]]]
+
+
+def fast_autocast() -> torch.autocast:
+    """bfloat16 where the processor multiplies it natively, float32 elsewhere."""
+    return torch.autocast("cpu", torch.bfloat16, enabled=torch.cpu._is_avx512_bf16_supported())
+
+
+def one_cycle(step: int, num_updates: int, peak: float) -> float:
+    """Learning rate that rises over the first tenth and falls to zero as a cosine (after Smith & Topin, 2018)."""
+    progress = (step + 1) / num_updates
+    if progress < 0.1:
+        return peak * progress / 0.1
+    return peak * 0.5 * (1 + float(np.cos(np.pi * (progress - 0.1) / 0.9)))
+
+
+def run(
+    model: nn.Module,
+    update: Update,
+    held_out: Callable[[np.random.Generator], dict[str, float]],
+    *,
+    num_updates: int,
+    learning_rate: float,
+    seed: int,
+    directory: Path,
+    name: str,
+    max_grad_norm: float = 100.0,
+) -> None:
+    """Train `model` in place for `num_updates` steps of Adam; resumes from `directory`.
+
+    Randomness is drawn anew from (seed, block) at every checkpoint, so a killed run ends where an undisturbed
+    one does.
+
+    Args:
+        update: (step, rng) -> (loss, parts to log).
+        held_out: rng -> figures to log at every checkpoint.
+        learning_rate: Peak of the one-cycle schedule.
+        max_grad_norm: Gradients longer than this are clipped.
+    """
+    optimizer = torch.optim.Adam(model.parameters(), lr=learning_rate)
+    path = directory / "checkpoint.safetensors"
+    step = restore(path, model, optimizer)
+    with Progress(name, num_updates, "update", directory, start=step) as progress:
+        while step < num_updates:
+            block_seed = derive_seed(seed, name, step)
+            torch.manual_seed(block_seed)
+            rng = np.random.default_rng(block_seed)
+            end = min(num_updates, (step // BLOCK + 1) * BLOCK)
+            while step < end:
+                for group in optimizer.param_groups:
+                    group["lr"] = one_cycle(step, num_updates, learning_rate)
+                loss, parts = update(step, rng)
+                optimizer.zero_grad(set_to_none=True)
+                loss.backward()
+                nn.utils.clip_grad_norm_(model.parameters(), max_grad_norm)
+                optimizer.step()
+                step += 1
+                logged = {key: float(value) for key, value in parts.items()} if step % 25 == 0 else {}
+                if step == end:
+                    logged |= held_out(rng)
+                progress.update(1, **logged)
+            save(path, model, optimizer, step)
+
+
+def save(path: Path, model: nn.Module, optimizer: torch.optim.Adam, step: int) -> None:
+    """Write model, Adam moments and the number of updates made."""
+    tensors = {f"model.{key}": value.detach().numpy() for key, value in model.state_dict().items()}
+    for index, state in optimizer.state_dict()["state"].items():
+        tensors |= {f"adam.{index}.{key}": value.numpy() for key, value in state.items()}
+    checkpoints.save(path, tensors, {"step": step})
+
+
+def restore(path: Path, model: nn.Module, optimizer: torch.optim.Adam) -> int:
+    """Read what `save` wrote; returns the number of updates made, 0 where there is no checkpoint."""
+    if not path.exists():
+        return 0
+    tensors, meta = checkpoints.load(path)
+    torch_tensors = {key: torch.from_numpy(value) for key, value in tensors.items()}
+    model.load_state_dict(
+        {key[6:]: value for key, value in torch_tensors.items() if key.startswith("model.")}
+    )
+    state: dict[int, dict[str, Tensor]] = {}
+    for key, value in torch_tensors.items():
+        if key.startswith("adam."):
+            _, index, moment = key.split(".")
+            state.setdefault(int(index), {})[moment] = value
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+    return int(meta["step"])

@@ -1,0 +1,233 @@
+"""V, the eyes: a variational autoencoder from a 64 x 64 frame to 32 numbers and back.
+
+Section 4.1 and appendix A.1 of Ha & Schmidhuber (2018), with two changes that let it see small things. A plain
+VAE spends its 32 numbers on what fills the frame and drops the ball of Pong altogether, since the ball is one
+pixel in two thousand. Here the network sees and draws only the difference from the *background* (the per-pixel
+median of the data), and the reconstruction loss gives extra weight to the *foreground*: pixels that differ from the
+median of their own episode. `centred=False` is the plain VAE, kept as the negative example of notebook 03.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from wm_lib import checkpoints
+from wm_lib.config import VAEConfig
+from wm_lib.models import training
+from wm_lib.rollouts import Rollouts
+
+CONTRAST = 4.0  # differences from the background are small numbers; this brings them to the scale of 1
+FOREGROUND_THRESHOLD = 0.1  # of full brightness
+FOREGROUND_BUDGET = (
+    2000.0  # total weight a frame's foreground may carry, so that a large one is not over-weighted
+)
+WARM_UP = 0.2  # share of the updates over which beta grows from 0
+
+
+class VAE(nn.Module):
+    """Encoder and decoder around a diagonal Gaussian over z.
+
+    Frames are cut into 4 x 4 patches (space to depth) before the first convolution and put together again after
+    the last: the same picture as 48 channels of 16 x 16, on which a CPU multiplies matrices at full speed.
+
+    Args:
+        z_dim: Size of the latent vector.
+        background: float32 (64, 64, 3) in [0, 1], what the frame is compared with; zeros if None.
+    """
+
+    def __init__(self, z_dim: int = 32, background: np.ndarray | None = None) -> None:
+        super().__init__()
+        self.z_dim = z_dim
+        self.encoder = nn.Sequential(
+            nn.PixelUnshuffle(4),
+            nn.Conv2d(48, 64, 3, padding=1), nn.ReLU(),
+            nn.Conv2d(64, 128, 4, stride=2, padding=1), nn.ReLU(),
+            nn.Conv2d(128, 256, 4, stride=2, padding=1), nn.ReLU(),
+            nn.Flatten(),
+            nn.Linear(256 * 4 * 4, 2 * z_dim),
+        )  # fmt: skip
+        self.decoder = nn.Sequential(
+            nn.Linear(z_dim, 256 * 4 * 4), nn.Unflatten(1, (256, 4, 4)), nn.ReLU(),
+            nn.Conv2d(256, 128 * 4, 3, padding=1), nn.PixelShuffle(2), nn.ReLU(),
+            nn.Conv2d(128, 64 * 4, 3, padding=1), nn.PixelShuffle(2), nn.ReLU(),
+            nn.Conv2d(64, 48, 3, padding=1), nn.PixelShuffle(4),
+        )  # fmt: skip
+        if background is None:
+            background = np.zeros((64, 64, 3), np.float32)
+        self.register_buffer(
+            "background", torch.as_tensor(background, dtype=torch.float32).permute(2, 0, 1).clone()
+        )
+        self.to(memory_format=torch.channels_last)
+
+    def pixels(self, frames: Tensor | np.ndarray) -> Tensor:
+        """Frames uint8 (batch, 64, 64, 3) as float32 (batch, 3, 64, 64) in [0, 1]."""
+        return torch.as_tensor(frames).permute(0, 3, 1, 2).float().div_(255)
+
+    def posterior(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        """q(z | frame): `mu` and `log_sigma`, each (batch, z_dim), from pixels in [0, 1]."""
+        out = self.encoder((pixels - self.background) * CONTRAST)
+        mu, log_sigma = out.float().chunk(2, dim=1)
+        return mu, log_sigma.clamp(-7, 3)
+
+    def encode(self, frames: Tensor | np.ndarray) -> tuple[Tensor, Tensor]:
+        """`mu` and `log_sigma`, each float32 (batch, z_dim), of frames uint8 (batch, 64, 64, 3)."""
+        return self.posterior(self.pixels(frames))
+
+    def draw(self, z: Tensor) -> Tensor:
+        """Mean of p(frame | z), unclipped: (batch, 3, 64, 64)."""
+        return self.background + self.decoder(z).float() / CONTRAST
+
+    def decode(self, z: Tensor) -> Tensor:
+        """Pixels (batch, 3, 64, 64) in [0, 1] of z (batch, z_dim)."""
+        return self.draw(z).clamp(0, 1)
+
+
+def kl_divergence(mu: Tensor, log_sigma: Tensor) -> Tensor:
+    """KL(N(mu, sigma^2) || N(0, 1)) per latent dimension, in nats; shape of `mu`. Kingma & Welling (2014), eq. 10."""
+    return 0.5 * (mu.square() + (2 * log_sigma).exp() - 1) - log_sigma
+
+
+def foreground_weights(pixels: Tensor, scenery: Tensor, weight: float) -> Tensor:
+    """Weight of every pixel in the reconstruction loss: 1, and more where something differs from its episode's scenery.
+
+    Args:
+        pixels: (batch, 3, 64, 64) in [0, 1].
+        scenery: The same shape: the median frame of each frame's own episode.
+        weight: Weight of a foreground pixel, reduced when the foreground is large.
+
+    Returns:
+        (batch, 1, 64, 64).
+    """
+    foreground = ((pixels - scenery).abs().amax(1, keepdim=True) > FOREGROUND_THRESHOLD).float()
+    size = foreground.sum((1, 2, 3), keepdim=True).clamp(min=1)
+    return 1 + foreground * (torch.clamp(FOREGROUND_BUDGET / size, max=weight) - 1).clamp(min=0)
+
+
+def vae_loss(
+    vae: VAE, pixels: Tensor, weights: Tensor | float, beta: float
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Negative evidence lower bound with weighted squared error: error + beta * KL, summed over pixels and latents.
+
+    Args:
+        pixels: (batch, 3, 64, 64) in [0, 1].
+        weights: (batch, 1, 64, 64), or 1.
+        beta: Weight of the KL term (Higgins et al., 2017).
+
+    Returns:
+        The loss per frame, and its parts `error` and `kl` per frame.
+    """
+    mu, log_sigma = vae.posterior(pixels)
+    z = mu + log_sigma.exp() * torch.randn_like(mu)
+    error = ((vae.draw(z) - pixels).square() * weights).sum((1, 2, 3)).mean()
+    kl = kl_divergence(mu, log_sigma).sum(1).mean()
+    return error + beta * kl, {"error": error.detach(), "kl": kl.detach()}
+
+
+def median_frame(frames: np.ndarray) -> np.ndarray:
+    """Per-pixel median, float32 (64, 64, 3) in [0, 1], of frames uint8 (n, 64, 64, 3)."""
+    return (np.median(frames, axis=0) / 255).astype(np.float32)
+
+
+def episode_scenery(rollouts: Rollouts, rng: np.random.Generator, frames_per_episode: int = 24) -> np.ndarray:
+    """Median frame of each episode, uint8 (num_episodes, 64, 64, 3): what does not move in an episode is scenery."""
+    episode = rollouts.episode.ravel()
+    order = np.argsort(episode, kind="stable")
+    chosen = [
+        np.sort(rng.choice(flat, min(len(flat), frames_per_episode), replace=False))
+        for flat in np.split(order, np.searchsorted(episode[order], np.arange(1, episode.max() + 1)))
+    ]
+    return np.stack([np.median(rollouts.gather(index), axis=0).astype(np.uint8) for index in chosen])
+
+
+def train_vae(rollouts: Rollouts, config: VAEConfig, *, seed: int, directory: Path) -> VAE:
+    """Train V on the frames of `rollouts`; resumes from `directory` and logs there.
+
+    The last tenth of the sequences is held out; `scalars.jsonl` has its loss too.
+    """
+    rng = np.random.default_rng(seed)
+    torch.manual_seed(seed)
+    sample = rng.choice(rollouts.num_frames, min(1000, rollouts.num_frames), replace=False)
+    background = median_frame(rollouts.gather(np.sort(sample))) if config.centred else None
+    scenery = torch.from_numpy(episode_scenery(rollouts, rng))
+    episode = rollouts.episode.ravel()
+    vae = VAE(config.z_dim, background)
+    train, test = (
+        (sequences[:, None] * rollouts.length + np.arange(rollouts.length)).ravel()
+        for sequences in rollouts.split()
+    )
+
+    def batch_loss(index: np.ndarray, beta: float) -> tuple[Tensor, dict[str, Tensor]]:
+        pixels = vae.pixels(rollouts.gather(index)).contiguous(memory_format=torch.channels_last)
+        weights: Tensor | float = 1.0
+        if config.centred:
+            weights = foreground_weights(
+                pixels, vae.pixels(scenery[episode[index]]), config.foreground_weight
+            )
+        with training.fast_autocast():
+            return vae_loss(vae, pixels, weights, beta)
+
+    def update(step: int, rng: np.random.Generator) -> tuple[Tensor, dict[str, Tensor]]:
+        beta = config.beta * min(1.0, step / (WARM_UP * config.num_updates))
+        return batch_loss(np.sort(rng.choice(train, config.batch_size)), beta)
+
+    def held_out(rng: np.random.Generator) -> dict[str, float]:
+        with torch.no_grad():
+            _, parts = batch_loss(np.sort(rng.choice(test, 4 * config.batch_size)), config.beta)
+        return {f"held_out_{name}": float(value) for name, value in parts.items()}
+
+    training.run(
+        vae,
+        update,
+        held_out,
+        num_updates=config.num_updates,
+        learning_rate=config.learning_rate,
+        seed=seed,
+        directory=directory,
+        name="vae",
+    )
+    return vae
+
+
+@torch.inference_mode()
+def encode_frames(vae: VAE, rollouts: Rollouts, batch_size: int = 512) -> tuple[np.ndarray, np.ndarray]:
+    """`mu` and `log_sigma` of every frame, float32 (num_sequences, length, z_dim)."""
+    mu, log_sigma = [], []
+    for start in range(0, rollouts.num_frames, batch_size):
+        index = np.arange(start, min(start + batch_size, rollouts.num_frames))
+        with training.fast_autocast():
+            posterior = vae.encode(rollouts.gather(index))
+        mu.append(posterior[0])
+        log_sigma.append(posterior[1])
+    shape = (rollouts.num_sequences, rollouts.length, vae.z_dim)
+    return torch.cat(mu).numpy().reshape(shape), torch.cat(log_sigma).numpy().reshape(shape)
+
+
+def active_units(mu: np.ndarray, threshold: float = 0.01) -> int:
+    """Latent dimensions whose posterior mean varies over the data (variance above `threshold`; Burda et al., 2016).
+
+    Args:
+        mu: (..., z_dim).
+    """
+    return int((mu.reshape(-1, mu.shape[-1]).var(axis=0) > threshold).sum())
+
+
+def save_vae(path: Path, vae: VAE, meta: dict) -> str:
+    """Write weights and background; returns the sha256."""
+    tensors = {name: value.detach().numpy() for name, value in vae.state_dict().items()}
+    return checkpoints.save(path, tensors, {"kind": "vae", "z_dim": vae.z_dim, **meta})
+
+
+def load_vae(path: Path) -> VAE:
+    """Read what `save_vae` wrote.
+
+    Raises:
+        StageError: The file is missing, damaged or not a VAE's.
+    """
+    tensors, meta = checkpoints.load(path)
+    vae = VAE(meta["z_dim"])
+    vae.load_state_dict({name: torch.from_numpy(value) for name, value in tensors.items()})
+    return vae.eval()

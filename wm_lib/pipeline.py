@@ -1,0 +1,380 @@
+"""Whole trainings: the stages of one task, each kept on disk and made again only when something it read changed.
+
+    collect -> vae -> latents -> mdn_rnn -> controller -> evaluate
+
+A stage lives in `runs/<run>/<task>/<stage>/`. When it is done, `stage.json` says what it was made from: a key over
+its settings, its seed and the files of the stage before. The same key means nothing to do; another key means that
+the old folder is moved aside (`<stage>.previous`) and the stage made anew. A stage that was stopped goes on from its
+last checkpoint.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import shutil
+import subprocess
+import time
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from wm_lib import checkpoints, rollouts
+from wm_lib.config import Config, load_config, resolve_budget
+from wm_lib.control.controller import Controller
+from wm_lib.errors import StageError, UsageError
+from wm_lib.evaluation import agent_maker, evaluate, random_maker
+from wm_lib.tasks import Task, get_task
+
+if TYPE_CHECKING:
+    from wm_lib.models.neural import NeuralWorldModel
+
+STAGES = ("collect", "vae", "latents", "mdn_rnn", "controller", "evaluate")
+VERSION = 1  # of the stages' meaning: raise it when a stage's result changes for the same settings
+_SECTIONS = {
+    "collect": "collect",
+    "vae": "vae",
+    "mdn_rnn": "mdnrnn",
+    "controller": "controller",
+    "evaluate": "evaluation",
+}
+_PACKAGES = ("numpy", "torch", "gymnasium", "envpool", "ale-py", "box2d", "cma", "stable-baselines3")
+_CHECKPOINT = "checkpoint.safetensors"
+
+
+@dataclass(frozen=True)
+class Pipeline:
+    """The stages of one task in one run folder.
+
+    Attributes:
+        task: What is played.
+        config: All settings.
+        directory: `runs/<run>/<task>`.
+        seed: Seed of the run.
+    """
+
+    task: Task
+    config: Config
+    directory: Path
+    seed: int = 0
+
+    @classmethod
+    def open(
+        cls,
+        task: str,
+        budget: str = "auto",
+        run_dir: str | Path = "auto",
+        seed: int = 0,
+        config_file: str | Path | None = None,
+    ) -> Pipeline:
+        """The pipeline of a task as a command line or a notebook names it; run_dir "auto" is runs/<budget>.
+
+        Raises:
+            UsageError: An unknown task or budget, a bad configuration, or a negative seed.
+        """
+        found = get_task(task)
+        if seed < 0:
+            raise UsageError(f"seed must be 0 or more, got {seed}")
+        config = load_config(budget, found.name, config_file)
+        return cls(found, config, resolve_run_dir(run_dir, budget) / found.name, seed)
+
+    def build(self, stage: str) -> Path:
+        """Make a stage and whatever it needs; returns its folder. What is there already is not made again."""
+        for name in STAGES[: STAGES.index(stage) + 1]:
+            self.run_stage(name)
+        return self.directory / stage
+
+    def run_stage(self, stage: str) -> Path:
+        """Make one stage from the stages before it, which must be there; returns its folder.
+
+        Raises:
+            StageError: The stage before is missing, not finished, or damaged.
+        """
+        directory, key = self.directory / stage, self._key(stage)
+        if self._is_done(directory, key):
+            return directory
+        spent = self._open_stage(directory, key)
+        start = time.perf_counter()
+        try:
+            facts = _STEPS[stage](self, directory)
+        finally:
+            minutes = spent + (time.perf_counter() - start) / 60
+            checkpoints.write_json(directory / "started.json", {"key": key, "minutes": minutes})
+        for name in (_CHECKPOINT, "checkpoint.json"):
+            (directory / name).unlink(missing_ok=True)
+        checkpoints.write_json(
+            directory / "stage.json",
+            {
+                "schema": 1,
+                "stage": stage,
+                "task": self.task.name,
+                "key": key,
+                "seed": self.seed,
+                "config": self._settings(stage),
+                "minutes": minutes,
+                "files": {
+                    path.name: checkpoints.sha256_file(path)
+                    for path in sorted(directory.glob("*.safetensors"))
+                },
+                "facts": facts,
+                "machine": machine(),
+                "versions": versions(),
+            },
+        )
+        return directory
+
+    def facts(self, stage: str) -> dict[str, Any]:
+        """What `stage.json` of a finished stage says.
+
+        Raises:
+            StageError: The stage has not been made; the message says how to.
+        """
+        path = self.directory / stage / "stage.json"
+        if not path.exists():
+            component = {"latents": "vae", "evaluate": "all"}.get(stage, stage)
+            how = "wm collect" if stage == "collect" else f"wm train --component {component}"
+            raise StageError(
+                f"{stage} of {self.task.name} is missing in {self.directory}; "
+                f"make it with: {how} --task {self.task.name} --run-dir {self.directory.parent}"
+            )
+        return checkpoints.read_json(path)
+
+    def rollouts(self) -> rollouts.Rollouts:
+        """The collected data."""
+        self.facts("collect")
+        return rollouts.Rollouts(self.directory / "collect")
+
+    def latents(self) -> dict[str, np.ndarray]:
+        """V's posterior of every frame with the actions, rewards and ends, as M reads them."""
+        self.facts("latents")
+        return checkpoints.load(self.directory / "latents" / "latents.safetensors")[0]
+
+    def world_model(self, bf16: bool = False) -> NeuralWorldModel:
+        """V and M together."""
+        from wm_lib.models.neural import NeuralWorldModel
+
+        for stage in ("vae", "mdn_rnn"):
+            self.facts(stage)
+        return NeuralWorldModel.load(
+            self.directory / "vae" / "vae.safetensors",
+            self.directory / "mdn_rnn" / "mdn_rnn.safetensors",
+            self.config.controller.recent_z,
+            bf16,
+        )
+
+    def controller(self) -> Controller:
+        """C."""
+        self.facts("controller")
+        return Controller.load(self.directory / "controller" / "controller.safetensors")
+
+    def manifest(self) -> dict[str, Any]:
+        """What `evaluate` measured."""
+        self.facts("evaluate")
+        return checkpoints.read_json(self.directory / "evaluate" / "manifest.json")
+
+    def _settings(self, stage: str) -> dict[str, Any]:
+        section = _SECTIONS.get(stage)
+        return self.config.to_dict()[section] if section else {}
+
+    def _key(self, stage: str) -> str:
+        """Hash of all that decides the result of a stage."""
+        made_from: dict[str, Any] = {
+            "version": VERSION,
+            "stage": stage,
+            "task": repr(self.task),
+            "seed": self.seed,
+            "config": self._settings(stage),
+        }
+        if stage != STAGES[0]:
+            made_from["upstream"] = self.facts(STAGES[STAGES.index(stage) - 1])["key"]
+        return hashlib.sha256(json.dumps(made_from, sort_keys=True).encode()).hexdigest()
+
+    def _is_done(self, directory: Path, key: str) -> bool:
+        if not (directory / "stage.json").exists():
+            return False
+        record = checkpoints.read_json(directory / "stage.json")
+        if record["key"] != key:
+            return False
+        for name, digest in record["files"].items():
+            if not (directory / name).exists() or checkpoints.sha256_file(directory / name) != digest:
+                print(f"{directory / name} is damaged; making {directory.name} again")
+                (directory / "stage.json").unlink()
+                return False
+        return True
+
+    def _open_stage(self, directory: Path, key: str) -> float:
+        """Make the folder ready: to go on if it was begun with the same key, else empty; minutes spent so far."""
+        started = directory / "started.json"
+        if started.exists():
+            record = checkpoints.read_json(started)
+            if record["key"] == key:
+                return record["minutes"]
+        if directory.exists():
+            previous = directory.with_name(f"{directory.name}.previous")
+            print(f"{directory} was made with other settings; moved to {previous.name}")
+            shutil.rmtree(previous, ignore_errors=True)
+            os.replace(directory, previous)
+        checkpoints.write_json(started, {"key": key, "minutes": 0.0})
+        return 0.0
+
+    def _collect(self, directory: Path) -> dict[str, Any]:
+        config = self.config.collect
+        return rollouts.collect(
+            self.task,
+            directory,
+            num_steps=config.num_steps,
+            num_envs=config.num_envs,
+            shard_length=config.shard_length,
+            seed=self.seed,
+            make_policy=lambda seed: rollouts.StickyRandom(self.task.num_actions, config.num_envs, seed),
+            gymnasium_fraction=config.gymnasium_fraction,
+            log_dir=directory,
+        )
+
+    def _vae(self, directory: Path) -> dict[str, Any]:
+        from wm_lib.models import vae
+
+        net = vae.train_vae(self.rollouts(), self.config.vae, seed=self.seed, directory=directory)
+        vae.save_vae(directory / "vae.safetensors", net, {"task": self.task.name})
+        return {"num_params": sum(p.numel() for p in net.parameters())}
+
+    def _latents(self, directory: Path) -> dict[str, Any]:
+        from wm_lib.models import vae
+
+        data = self.rollouts()
+        net = vae.load_vae(self.directory / "vae" / "vae.safetensors")
+        mu, log_sigma = vae.encode_frames(net, data)
+        fields = ("action", "reward", "terminated", "truncated", "first")
+        arrays = {name: getattr(data, name) for name in fields}
+        checkpoints.save(directory / "latents.safetensors", {"mu": mu, "log_sigma": log_sigma, **arrays}, {})
+        return {"active_units": vae.active_units(mu)}
+
+    def _mdn_rnn(self, directory: Path) -> dict[str, Any]:
+        from wm_lib.models import mdn_rnn
+
+        latents = self.latents()
+        net = mdn_rnn.train_mdn_rnn(
+            latents,
+            self.config.mdnrnn,
+            num_actions=self.task.num_actions,
+            seed=self.seed,
+            directory=directory,
+        )
+        mdn_rnn.save_mdn_rnn(directory / "mdn_rnn.safetensors", net, {"task": self.task.name})
+        held_out = np.arange(len(latents["mu"]))[-max(1, len(latents["mu"]) // 10) :]
+        return mdn_rnn.evaluate_mdn_rnn(net, latents, held_out)
+
+    def _controller(self, directory: Path) -> dict[str, Any]:
+        config = self.config.controller
+        world_model = self.world_model(bf16=True)
+        if config.type == "ppo":
+            from wm_lib.control.ppo import train_ppo
+            from wm_lib.worlds.envs import make_env
+
+            controller = train_ppo(
+                world_model,
+                self.task,
+                config,
+                seed=self.seed,
+                directory=directory,
+                make_env=lambda num_envs, seed: make_env(self.task, num_envs, seed),
+            )
+        else:
+            from wm_lib.control.evolution import train_evolution
+
+            controller = train_evolution(
+                world_model, self.task, config, seed=self.seed, directory=directory, log_dir=directory
+            )
+        controller.save(
+            directory / "controller.safetensors", {"task": self.task.name, "recent_z": config.recent_z}
+        )
+        return {"real_steps": controller.meta["real_steps"]}
+
+    def _evaluate(self, directory: Path) -> dict[str, Any]:
+        config = self.config.evaluation
+        make_agent = agent_maker(self.task, self.world_model(), self.controller())
+        score = evaluate(self.task, make_agent, config.episodes, config.seed)
+        random = evaluate(self.task, random_maker(self.task), config.random_episodes, config.seed)
+        made = {stage: self.facts(stage) for stage in STAGES[:-1]}
+        steps = {stage: made[stage]["facts"]["real_steps"] for stage in ("collect", "controller")}
+        checkpoints.write_json(
+            directory / "manifest.json",
+            {
+                "schema": 1,
+                "task": self.task.name,
+                "env_id": self.task.env_id,
+                "target": self.task.target,
+                "mode": "full",
+                "variant": self.config.controller.type,
+                "provisional": score["mean"] < self.task.target,
+                "seed": self.seed,
+                "score": score,
+                "random_score": random,
+                "real_steps": {"total": sum(steps.values()), **steps},
+                "minutes": {stage: record["minutes"] for stage, record in made.items()},
+                "config": self.config.to_dict(),
+                "machine": machine(),
+                "versions": versions(),
+                "command": f"wm train --task {self.task.name} --component all",
+                "commit": commit(),
+                "weights": {name: sha for record in made.values() for name, sha in record["files"].items()
+                            if name in ("vae.safetensors", "mdn_rnn.safetensors", "controller.safetensors")},
+            },
+        )  # fmt: skip
+        return {"mean": score["mean"], "random_mean": random["mean"]}
+
+
+_STEPS = {
+    "collect": Pipeline._collect,
+    "vae": Pipeline._vae,
+    "latents": Pipeline._latents,
+    "mdn_rnn": Pipeline._mdn_rnn,
+    "controller": Pipeline._controller,
+    "evaluate": Pipeline._evaluate,
+}
+
+
+def resolve_run_dir(run_dir: str | Path = "auto", budget: str = "auto") -> Path:
+    """The folder of a run; "auto" is `runs/<budget>` in the repository, or in the current folder outside of one."""
+    if str(run_dir) != "auto":
+        return Path(run_dir)
+    return project_root() / "runs" / resolve_budget(budget)
+
+
+def project_root() -> Path:
+    """The folder above that holds `pyproject.toml` (nbmake runs in notebooks/, papermill in the caller's folder)."""
+    here = Path.cwd()
+    return next((folder for folder in (here, *here.parents) if (folder / "pyproject.toml").exists()), here)
+
+
+def machine() -> dict[str, Any]:
+    """What the figures were measured on."""
+    return {"system": platform.system(), "processor": platform.machine(), "cores": os.cpu_count()}
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that decide a result."""
+    found = {"python": platform.python_version()}
+    for package in _PACKAGES:
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def commit() -> str | None:
+    """The repository's commit, with "+changes" when the tree differs from it; None outside a repository."""
+    try:
+        answer = subprocess.run(
+            ["git", "describe", "--always", "--abbrev=40", "--dirty=+changes", "--exclude=*"],
+            capture_output=True, text=True, timeout=10, check=True, cwd=Path(__file__).parent,
+        )  # fmt: skip
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return answer.stdout.strip()

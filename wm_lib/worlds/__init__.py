@@ -1,0 +1,1 @@
+"""Where one can act: real environments and dreams, behind one VectorEnv interface."""

@@ -1,0 +1,365 @@
+"""The real environments: one function, two backends, one vector interface.
+
+EnvPool (C++) is the fast path, Gymnasium the reference in which scores are measured. Both show the agent
+64 x 64 RGB frames and take an index into `task.actions`. What one *decision* is:
+
+- Atari: 4 emulator frames with the native action held, rewards summed, the pixel-wise maximum of the last two
+  frames shown. An episode starts with 1 to 30 no-ops and is a whole game: losing a life does not end it.
+- LunarLander, CarRacing: `task.action_repeat` native steps, rewards summed, fewer when the episode ends.
+
+Seeds make each path repeat itself exactly. They do not carry over: the two paths draw no-ops, terrains and
+tracks from different generators.
+"""
+
+from __future__ import annotations
+
+import importlib
+import multiprocessing
+import os
+import signal
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from types import ModuleType
+from typing import Any
+
+os.environ.setdefault("PYGAME_HIDE_SUPPORT_PROMPT", "1")  # its greeting would land in our output
+
+import gymnasium
+import numpy as np
+from gymnasium.spaces import Box, Discrete
+from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv
+from gymnasium.vector.utils import batch_space
+
+from wm_lib.errors import UsageError
+from wm_lib.tasks import FRAME_SIZE, Task
+
+BACKENDS = ("auto", "envpool", "gymnasium")
+
+_FIRE = 1  # native action of Pong and Breakout
+_ATARI_ROWS = 84  # 210 x 160 shrinks by 2.5 both ways to 84 rows x 64 columns; task.crop keeps 64 rows
+_ATARI = {"frame_skip": 4, "noop_max": 30}
+_PIP_NAMES = {
+    "envpool": "envpool",
+    "cv2": "opencv-python",
+    "ale_py": "ale-py",
+    "Box2D": "gymnasium[box2d]",
+    "pygame": "gymnasium[box2d]",
+}
+
+
+def make_env(
+    task: Task, num_envs: int, seed: int | Sequence[int], backend: str = "auto", sticky: float = 0.0
+) -> VectorEnv:
+    """Make `num_envs` environments of one task behind one vector interface.
+
+    Observations are uint8 (num_envs, 64, 64, 3), RGB in [0, 255]; an action array is int64 (num_envs,) with
+    indices into `task.actions`; rewards are float64 (num_envs,), raw. Nothing resets by itself
+    (`AutoresetMode.DISABLED`):
+
+        obs, info = env.reset()
+        obs, reward, terminated, truncated, info = env.step(action)  # obs of a finished one: its final frame
+        done = terminated | truncated
+        if done.any():
+            obs, info = env.reset(options={"reset_mask": done})  # the others keep their observation
+
+    A finished environment that is not reset stands still: further steps cost nothing, show the same frame,
+    pay 0 and repeat its flags. On Atari with `task.fire` the environment presses FIRE, instead of the agent's
+    action, at the first decision and at the first after each lost life (sticky actions can swallow a press,
+    so then at the first two).
+
+    `info` has the ground truth that comes for free: Atari "ram" uint8 (num_envs, 128) and "lives";
+    LunarLander "state" float32 (num_envs, 8). After a masked reset only the rows in the mask are meaningful.
+
+    Args:
+        task: What to play.
+        num_envs: How many, at least 1. On the Gymnasium path more than one means one process each.
+        seed: Seed of environment 0 (environment i gets seed + i), or one seed for each. The first `reset()`
+            uses them. Later `reset(seed=[...])` is obeyed on the Gymnasium path and ignored by EnvPool.
+        backend: "envpool", "gymnasium", or "auto": EnvPool when it can be imported, else Gymnasium.
+        sticky: Atari: probability in [0, 1) that the emulator repeats its previous action for a frame.
+
+    Raises:
+        UsageError: Unknown backend, a package that is not installed, or an argument out of range.
+    """
+    if backend not in BACKENDS:
+        raise UsageError(f"unknown backend '{backend}'; choose one of {', '.join(BACKENDS)}")
+    if num_envs < 1:
+        raise UsageError(f"num_envs must be at least 1, got {num_envs}")
+    if not 0.0 <= sticky < 1.0:
+        raise UsageError(f"sticky must be in [0, 1), got {sticky}")
+    if sticky and not task.atari:
+        raise UsageError(f"sticky actions exist on Atari only, not on {task.name}; use sticky=0")
+    seeds = [seed + i for i in range(num_envs)] if isinstance(seed, int | np.integer) else list(seed)
+    if len(seeds) != num_envs:
+        raise UsageError(f"one seed or {num_envs} seeds wanted, got {len(seeds)}")
+    seeds = [int(s) % 2**31 for s in seeds]
+
+    if backend == "auto":
+        backend = "envpool" if _can_import("envpool") else "gymnasium"
+    if backend == "envpool":
+        needed = ("envpool", "cv2")
+    else:
+        needed = ("ale_py", "cv2") if task.atari else ("Box2D", "pygame", "cv2")
+    for module in needed:
+        if not _can_import(module):
+            raise UsageError(
+                f"{task.name} with backend '{backend}' needs the package '{module}', which is not installed; "
+                f'type: pip install "{_PIP_NAMES[module]}"'
+            )
+
+    if backend == "envpool":
+        return EnvPoolVectorEnv(task, seeds, sticky)
+    env_fns = [partial(_make_task_env, task, s, sticky) for s in seeds]
+    if num_envs == 1:
+        return SyncVectorEnv(env_fns, autoreset_mode=AutoresetMode.DISABLED)
+    # Forking a process that has torch or OpenCV threads can deadlock. A fork server is clean, imports the
+    # libraries once, and forks every worker from there; Windows only knows spawn.
+    context = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
+    if context == "forkserver":
+        modules = ["wm_lib.worlds.envs", "gymnasium.wrappers", *needed]
+        multiprocessing.get_context(context).set_forkserver_preload(modules)
+    with _main_module_hidden():
+        return AsyncVectorEnv(env_fns, context=context, autoreset_mode=AutoresetMode.DISABLED)
+
+
+class EnvPoolVectorEnv(VectorEnv):
+    """EnvPool's environments behind Gymnasium's vector interface, with explicit resets. See `make_env`."""
+
+    metadata = {"render_modes": [], "autoreset_mode": AutoresetMode.DISABLED}
+
+    def __init__(self, task: Task, seeds: Sequence[int], sticky: float = 0.0) -> None:
+        """Start one environment for each seed."""
+        import envpool
+
+        self.task = task
+        self.num_envs = num_envs = len(seeds)
+        self.single_observation_space, self.single_action_space = _spaces(task)
+        self.observation_space = batch_space(self.single_observation_space, num_envs)
+        self.action_space = batch_space(self.single_action_space, num_envs)
+
+        options: dict[str, Any] = {"max_episode_steps": task.max_decisions * task.action_repeat}
+        if task.atari:
+            options |= _ATARI | {
+                "stack_num": 1, "gray_scale": False, "img_height": _ATARI_ROWS, "img_width": FRAME_SIZE,
+                "use_inter_area_resize": True, "episodic_life": False, "reward_clip": False,
+                "use_fire_reset": False, "repeat_action_probability": sticky,
+            }  # fmt: skip
+        self._renders = task.name == "lunar-lander"  # its native observation is a vector
+        if self._renders:
+            # Drawn finer and averaged down, so that edges are as soft as Gymnasium's.
+            options |= {
+                "render_mode": "rgb_array",
+                "render_width": 3 * FRAME_SIZE,
+                "render_height": 2 * FRAME_SIZE,
+            }
+        self._pool = envpool.make_gymnasium(task.envpool_id, num_envs=num_envs, seed=list(seeds), **options)
+
+        dtype = np.float32 if isinstance(task.actions[0], tuple) else np.int32
+        self._native_actions = np.array(task.actions, dtype)
+        native_space = self._pool.observation_space
+        self._native_obs = np.zeros((num_envs, *native_space.shape), native_space.dtype)
+        self._obs = np.zeros((num_envs, FRAME_SIZE, FRAME_SIZE, 3), np.uint8)
+        self._terminated = np.zeros(num_envs, bool)
+        self._truncated = np.zeros(num_envs, bool)
+        self._presses = 2 if sticky else 1
+        self._fire_due = np.zeros(num_envs, np.int64)
+        self._lives = np.zeros(num_envs, np.int64)
+        self._ram = np.zeros((num_envs, 128), np.uint8)
+
+    def reset(
+        self, *, seed: int | Sequence[int] | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[np.ndarray, dict[str, Any]]:
+        """Start new episodes, everywhere or where `options["reset_mask"]` (bool (num_envs,)) is true.
+
+        EnvPool takes its seeds when it is made, so `seed` is ignored.
+        """
+        mask = (options or {}).get("reset_mask")
+        ids = np.arange(self.num_envs) if mask is None else np.flatnonzero(mask)
+        if len(ids):
+            ids = ids.astype(np.int32)
+            native_obs, info = self._pool.reset(ids)
+            self._terminated[ids] = self._truncated[ids] = False
+            self._remember(ids, native_obs, info)
+            self._fire_due[ids] = self._presses * self.task.fire
+            self._draw(ids)
+        return self._obs.copy(), self._info()
+
+    def step(
+        self, actions: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
+        """One decision in every environment that is not finished."""
+        native = self._native_actions[np.asarray(actions)]
+        native[self._fire_due > 0] = _FIRE
+        reward = np.zeros(self.num_envs)
+        playing = active = np.flatnonzero(~(self._terminated | self._truncated)).astype(np.int32)
+        lives = self._lives.copy()
+        for _ in range(self.task.action_repeat):
+            if not len(active):
+                break
+            native_obs, rewards, terminated, truncated, info = self._pool.step(native[active], active)
+            reward[active] += rewards
+            self._terminated[active] = terminated
+            self._truncated[active] = truncated
+            self._remember(active, native_obs, info)
+            active = active[~(terminated | truncated)]
+        lost = (self._lives < lives) & self.task.fire
+        self._fire_due = np.where(lost, self._presses, np.maximum(self._fire_due - 1, 0))
+        self._draw(playing)
+        return self._obs.copy(), reward, self._terminated.copy(), self._truncated.copy(), self._info()
+
+    def close_extras(self, **kwargs: Any) -> None:
+        """Stop EnvPool's threads."""
+        self._pool.close()
+
+    def _remember(self, ids: np.ndarray, native_obs: np.ndarray, info: dict[str, Any]) -> None:
+        self._native_obs[ids] = native_obs
+        if self.task.atari:
+            self._lives[ids] = info["lives"]
+            self._ram[ids] = info["ram"]
+
+    def _draw(self, ids: np.ndarray) -> None:
+        """Bring the frames of `ids` up to date."""
+        if not len(ids):
+            return
+        if self.task.atari:
+            top, bottom = self.task.crop
+            self._obs[ids] = self._native_obs[ids, :, top:bottom].transpose(0, 2, 3, 1)
+        else:
+            pictures = self._pool.render(ids) if self._renders else self._native_obs[ids]
+            for i, picture in zip(ids, pictures, strict=True):
+                self._obs[i] = _shrink(picture)
+
+    def _info(self) -> dict[str, Any]:
+        if self.task.atari:
+            return {"lives": self._lives.copy(), "ram": self._ram.copy()}
+        return {"state": self._native_obs.copy()} if self._renders else {}
+
+
+class TaskEnv(gymnasium.Wrapper):
+    """One Gymnasium environment as `make_env` describes it."""
+
+    def __init__(self, env: gymnasium.Env, task: Task, seed: int, sticky: float = 0.0) -> None:
+        """Wrap `env`: LunarLander with `rgb_array`, CarRacing, or Atari after `AtariPreprocessing`."""
+        super().__init__(env)
+        self.task = task
+        self.observation_space, self.action_space = _spaces(task)
+        self._native_actions = (
+            np.array(task.actions, np.float32) if isinstance(task.actions[0], tuple) else task.actions
+        )
+        self._seed: int | None = seed
+        self._last: tuple[np.ndarray, bool, bool, dict[str, Any]] | None = None
+        self._decisions = 0
+        self._lives = 0
+        self._presses = 2 if sticky else 1
+        self._fire_due = 0
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[np.ndarray, dict[str, Any]]:
+        """Start an episode; the first one takes the seed given at construction unless told otherwise."""
+        native_obs, _ = self.env.reset(seed=self._seed if seed is None else seed, options=options)
+        self._seed = None
+        self._last = None
+        self._decisions = 0
+        self._fire_due = self._presses * self.task.fire
+        info = self._info(native_obs)
+        self._lives = info.get("lives", 0)
+        return self._frame(native_obs), info
+
+    def step(self, action: int) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+        """One decision; once finished, the last frame again."""
+        if self._last is not None:
+            obs, terminated, truncated, info = self._last
+            return obs, 0.0, terminated, truncated, info
+        native = _FIRE if self._fire_due else self._native_actions[int(action)]
+        reward, terminated, truncated = 0.0, False, False
+        for _ in range(self.task.action_repeat):
+            native_obs, native_reward, terminated, truncated, _ = self.env.step(native)
+            reward += float(native_reward)
+            if terminated or truncated:
+                break
+        self._decisions += 1
+        truncated = truncated or self._decisions >= self.task.max_decisions
+        info = self._info(native_obs)
+        lives = info.get("lives", 0)
+        lost = self.task.fire and lives < self._lives
+        self._fire_due = self._presses if lost else max(self._fire_due - 1, 0)
+        self._lives = lives
+        obs = self._frame(native_obs)
+        if terminated or truncated:
+            self._last = (obs, terminated, truncated, info)
+        return obs, reward, terminated, truncated, info
+
+    def _frame(self, native_obs: np.ndarray) -> np.ndarray:
+        if self.task.atari:
+            top, bottom = self.task.crop
+            return native_obs[top:bottom]
+        return _shrink(self.env.render() if self.task.name == "lunar-lander" else native_obs)
+
+    def _info(self, native_obs: np.ndarray) -> dict[str, Any]:
+        if self.task.atari:
+            ale = self.unwrapped.ale
+            return {"lives": ale.lives(), "ram": ale.getRAM()}
+        return {"state": native_obs} if self.task.name == "lunar-lander" else {}
+
+
+def _make_task_env(task: Task, seed: int, sticky: float) -> TaskEnv:
+    """Make one environment of the Gymnasium path; runs in the worker processes."""
+    if multiprocessing.current_process().name.startswith("Worker<"):
+        # Interrupting a notebook or Ctrl-C signals the workers too; ending them is the parent's business.
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if not task.atari:
+        mode = "rgb_array" if task.name == "lunar-lander" else None
+        env = gymnasium.make(task.env_id, render_mode=mode, disable_env_checker=True)
+        return TaskEnv(env, task, seed, sticky)
+    import ale_py
+
+    ale_py.ALEInterface.setLoggerMode(ale_py.LoggerMode.Error)
+    gymnasium.register_envs(ale_py)
+    # The emulator's own limit would count the no-ops; TaskEnv counts decisions, like EnvPool.
+    env = gymnasium.make(
+        task.env_id,
+        repeat_action_probability=sticky,
+        max_num_frames_per_episode=0,
+        disable_env_checker=True,
+    )
+    env = gymnasium.wrappers.AtariPreprocessing(
+        env, screen_size=(FRAME_SIZE, _ATARI_ROWS), terminal_on_life_loss=False, grayscale_obs=False, **_ATARI
+    )
+    return TaskEnv(env, task, seed, sticky)
+
+
+def _spaces(task: Task) -> tuple[Box, Discrete]:
+    return Box(0, 255, (FRAME_SIZE, FRAME_SIZE, 3), np.uint8), Discrete(task.num_actions)
+
+
+def _shrink(picture: np.ndarray) -> np.ndarray:
+    """Average an RGB picture down to a frame."""
+    import cv2
+
+    return cv2.resize(picture, (FRAME_SIZE, FRAME_SIZE), interpolation=cv2.INTER_AREA)
+
+
+def _can_import(module: str) -> bool:
+    try:
+        importlib.import_module(module)
+    except (ImportError, OSError):
+        return False
+    return True
+
+
+@contextmanager
+def _main_module_hidden() -> Iterator[None]:
+    """Keep worker processes from importing the program that starts them.
+
+    They need nothing from it, it may import torch, and a script without `if __name__ == "__main__"` would run
+    again in each of them.
+    """
+    main = sys.modules["__main__"]
+    sys.modules["__main__"] = ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = main
