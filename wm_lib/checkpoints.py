@@ -94,13 +94,9 @@ def read_meta(path: Path) -> dict[str, Any]:
         raise StageError(f"{path} has no sidecar {sidecar.name}, its writing was cut short; {_AGAIN}")
     meta = read_json(sidecar)
     if not isinstance(meta, dict) or not isinstance(meta.get("sha256"), str):
-        raise StageError(
-            f"{sidecar} is damaged: it holds no sha256; delete {path.name} and run its command again"
-        )
+        raise StageError(f"{sidecar} is damaged: it holds no sha256; delete {path.name} and run its command again")
     if meta.get("schema") != SCHEMA:
-        raise StageError(
-            f"{sidecar} has schema {meta.get('schema')!r}, this version reads {SCHEMA}; {_AGAIN}"
-        )
+        raise StageError(f"{sidecar} has schema {meta.get('schema')!r}, this version reads {SCHEMA}; {_AGAIN}")
     return meta
 
 
@@ -132,9 +128,7 @@ def open_mmap(path: Path) -> dict[str, np.ndarray]:
         arrays = {}
         for name, entry in header.items():
             low, high = entry["data_offsets"]
-            arrays[name] = (
-                whole[start + low : start + high].view(_DTYPES[entry["dtype"]]).reshape(entry["shape"])
-            )
+            arrays[name] = whole[start + low : start + high].view(_DTYPES[entry["dtype"]]).reshape(entry["shape"])
         return arrays
     except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
         raise StageError(f"{path} is damaged: {error}; {_AGAIN}") from error

@@ -53,9 +53,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="B",
         help=f"{' | '.join(BUDGETS)} (default: $WM_BUDGET, else laptop)",
     )
-    common.add_argument(
-        "--run-dir", default="auto", metavar="DIR", help="folder of the run (default: runs/<budget>)"
-    )
+    common.add_argument("--run-dir", default="auto", metavar="DIR", help="folder of the run (default: runs/<budget>)")
     common.add_argument(
         "--seed",
         type=int,
@@ -78,9 +76,7 @@ def _parser() -> argparse.ArgumentParser:
     collect.add_argument("--task", required=True, metavar="T", help=tasks)
     train = command("train", _train, "Train a part of the agent, or all of it, and measure it.")
     train.add_argument("--task", required=True, metavar="T", help=tasks)
-    train.add_argument(
-        "--component", default="all", metavar="C", help=f"{' | '.join(COMPONENTS)} (default: all)"
-    )
+    train.add_argument("--component", default="all", metavar="C", help=f"{' | '.join(COMPONENTS)} (default: all)")
     score = command(
         "evaluate",
         _evaluate,
@@ -88,13 +84,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     score.add_argument("--task", required=True, metavar="T", help=tasks)
     score.add_argument("--episodes", type=int, default=100, metavar="N", help="episodes (default: 100)")
-    score.add_argument(
-        "--sticky", type=float, default=0.0, metavar="P", help="Atari: sticky actions (default: 0)"
-    )
+    score.add_argument("--sticky", type=float, default=0.0, metavar="P", help="Atari: sticky actions (default: 0)")
     score.add_argument("--random", action="store_true", help="measure random play instead of an agent")
-    course = command(
-        "course", _course, "Run all notebooks in order with papermill and make an index of them."
-    )
+    course = command("course", _course, "Run all notebooks in order with papermill and make an index of them.")
     course.add_argument("--task", metavar="T", help="the task notebooks 02-06 look at; " + tasks)
     course.add_argument(
         "-p",
@@ -155,9 +147,7 @@ def _evaluate(args: argparse.Namespace) -> None:
         raise UsageError(f"--sticky must be from 0 up to (not including) 1, got {args.sticky}")
     if args.sticky and not task.atari:
         raise UsageError(f"--sticky is for the Atari tasks, {task.name} is none")
-    seed = (
-        load_config(args.budget, task.name, args.config).evaluation.seed if args.seed is None else args.seed
-    )
+    seed = load_config(args.budget, task.name, args.config).evaluation.seed if args.seed is None else args.seed
     if seed < 0:
         raise UsageError(f"--seed must be 0 or more, got {seed}")
     if args.random:
@@ -199,15 +189,11 @@ def _course(args: argparse.Namespace) -> None:
     if args.task:
         parameters["task"] = get_task(args.task).name
     if args.config:
-        raise UsageError(
-            "the notebooks take no --config; train with `wm train --config FILE` and give --run-dir"
-        )
+        raise UsageError("the notebooks take no --config; train with `wm train --config FILE` and give --run-dir")
     parameters |= dict(args.parameter)
     output = Path(args.output) if args.output else project_root() / "build" / "course" / budget
     records = run_course(parameters, output)
-    print(
-        f"{len(records)} notebooks done in {sum(r['minutes'] for r in records):.0f} minutes: {output / 'index.html'}"
-    )
+    print(f"{len(records)} notebooks done in {sum(r['minutes'] for r in records):.0f} minutes: {output / 'index.html'}")
     _report(args, {"parameters": parameters, "notebooks": records})
 
 

@@ -33,9 +33,7 @@ class Progress:
             dropped, because they are about to be made again. 0 starts afresh.
     """
 
-    def __init__(
-        self, desc: str, total: int | None, unit: str, log_dir: Path | None = None, start: int = 0
-    ) -> None:
+    def __init__(self, desc: str, total: int | None, unit: str, log_dir: Path | None = None, start: int = 0) -> None:
         self.step = start
         self._bar_options: dict[str, Any] = {"desc": desc, "total": total, "unit": unit, "initial": start}
         self._log_dir = None if log_dir is None else Path(log_dir)
@@ -111,10 +109,7 @@ def read_scalars(log_dir: Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
                 steps, values = columns.setdefault(name, ([], []))
                 steps.append(line["step"])
                 values.append(math.nan if value is None else value)
-    return {
-        name: (np.array(steps, np.int64), np.array(values, float))
-        for name, (steps, values) in columns.items()
-    }
+    return {name: (np.array(steps, np.int64), np.array(values, float)) for name, (steps, values) in columns.items()}
 
 
 def _read_lines(path: Path) -> list[dict[str, Any]]:

@@ -117,10 +117,7 @@ class Pipeline:
                 "seed": self.seed,
                 "config": self._settings(stage),
                 "minutes": minutes,
-                "files": {
-                    path.name: checkpoints.sha256_file(path)
-                    for path in sorted(directory.glob("*.safetensors"))
-                },
+                "files": {path.name: checkpoints.sha256_file(path) for path in sorted(directory.glob("*.safetensors"))},
                 "facts": facts,
                 "machine": machine(),
                 "versions": versions(),
@@ -290,9 +287,7 @@ class Pipeline:
             controller = train_evolution(
                 world_model, self.task, config, seed=self.seed, directory=directory, log_dir=directory
             )
-        controller.save(
-            directory / "controller.safetensors", {"task": self.task.name, "recent_z": config.recent_z}
-        )
+        controller.save(directory / "controller.safetensors", {"task": self.task.name, "recent_z": config.recent_z})
         return {"real_steps": controller.meta["real_steps"]}
 
     def _evaluate(self, directory: Path) -> dict[str, Any]:

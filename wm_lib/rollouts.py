@@ -154,17 +154,13 @@ class Rollouts:
         if not paths:
             raise StageError(f"{self.directory} has no shards; collect the data first")
         if [_number(path) for path in paths] != list(range(len(paths))):
-            raise StageError(
-                f"{self.directory} lacks a shard before {paths[-1].name}; collect the data again"
-            )
+            raise StageError(f"{self.directory} lacks a shard before {paths[-1].name}; collect the data again")
         self._hashes = [str(checkpoints.read_meta(path)["sha256"]) for path in paths]
         shards = [checkpoints.open_mmap(path) for path in paths]
         shape = shards[0]["frames"].shape
         for path, shard in zip(paths, shards, strict=True):
             if shard["frames"].shape != shape:
-                raise StageError(
-                    f"{path} is not of the same collection as the others; collect the data again"
-                )
+                raise StageError(f"{path} is not of the same collection as the others; collect the data again")
         self.frames = [shard["frames"] for shard in shards]
         self._flat = [np.asarray(frames).reshape(-1, *shape[2:]) for frames in self.frames]
         self.action = np.concatenate([shard["action"] for shard in shards]).astype(np.int64)
@@ -238,9 +234,7 @@ class Rollouts:
         """
         total = self.num_sequences
         if total < 2:
-            raise StageError(
-                "one sequence cannot be split; set collect.num_envs to 2 or more and collect again"
-            )
+            raise StageError("one sequence cannot be split; set collect.num_envs to 2 or more and collect again")
         num_test = min(max(1, round(holdout * total)), total - 1)
         is_test = np.zeros(total, bool)
         is_test[((np.arange(num_test) + 0.5) * total / num_test).astype(int)] = True

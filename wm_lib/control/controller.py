@@ -54,9 +54,7 @@ class Controller:
             raise ValueError("every feature_std must be above 0")
         for weight, bias in zip(self.weights, self.biases, strict=True):
             if weight.shape != (dim, len(bias)):
-                raise ValueError(
-                    f"a layer of shape {weight.shape} does not fit {dim} inputs and {len(bias)} biases"
-                )
+                raise ValueError(f"a layer of shape {weight.shape} does not fit {dim} inputs and {len(bias)} biases")
             dim = len(bias)
 
     @property

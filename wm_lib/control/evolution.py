@@ -131,9 +131,9 @@ def train_evolution(
     next generation has new ones. A candidate's fitness is its mean return. What is returned is the mean of
     the final distribution, never the best candidate, whose fitness is mostly luck.
 
-    After each generation its fitnesses are saved in `directory`/generations. The state of the strategy follows from
-    them: to resume, the generations are asked for and told again, without playing. So a killed run ends bit
-    for bit where an undisturbed one does, on the same machine with the same number of threads.
+    After each generation its fitnesses are saved in `directory`/generations. The state of the strategy follows
+    from them: to resume, the generations are asked for and told again, without playing. So a killed run ends
+    bit for bit where an undisturbed one does, on the same machine with the same number of threads.
 
     Args:
         world_model: Frozen V and M.
@@ -184,13 +184,9 @@ def train_evolution(
         return returns.reshape(len(candidates), len(seeds)).mean(axis=1), decisions
 
     dim = num_params(world_model.feature_dim, task.num_actions)
-    strategy = STRATEGIES[config.type](
-        dim, config.population_size, config.sigma, derive_seed(seed, "strategy")
-    )
+    strategy = STRATEGIES[config.type](dim, config.population_size, config.sigma, derive_seed(seed, "strategy"))
     history, decisions = _resume(directory, strategy, config)
-    with Progress(
-        f"evolve {task.name}", config.num_generations, "generation", log_dir, start=len(history)
-    ) as progress:
+    with Progress(f"evolve {task.name}", config.num_generations, "generation", log_dir, start=len(history)) as progress:
         for generation in range(len(history), config.num_generations):
             rollouts = range(config.rollouts_per_candidate)
             seeds = [derive_seed(seed, "generation", generation, rollout) for rollout in rollouts]
@@ -246,9 +242,7 @@ def _save(directory: Path, history: list[np.ndarray], mean: np.ndarray, decision
     checkpoints.save(path, tensors, {"generation": len(history), "decisions": decisions})
 
 
-def _resume(
-    directory: Path, strategy: CMAES | SimpleES, config: ControllerConfig
-) -> tuple[list[np.ndarray], int]:
+def _resume(directory: Path, strategy: CMAES | SimpleES, config: ControllerConfig) -> tuple[list[np.ndarray], int]:
     """Bring a new strategy to where the newest whole checkpoint stands: fitnesses and decisions so far."""
     found = []
     for path in sorted((directory / _CHECKPOINTS).glob("*.safetensors")):
@@ -269,7 +263,7 @@ def _resume(
         fits = np.array_equal(strategy.mean, tensors["mean"])
     if not fits:
         raise StageError(
-            f"the checkpoints in {directory / _CHECKPOINTS} were made with other settings or another number of threads; "
+            f"the checkpoints in {directory / _CHECKPOINTS} were made with other settings or threads; "
             "delete the folder to start again"
         )
     return history, int(meta["decisions"])

@@ -53,9 +53,7 @@ def run_course(parameters: dict[str, Any], output: Path) -> list[dict[str, Any]]
         known = papermill.inspect_notebook(str(notebook))
         for name in parameters:
             if name not in known:
-                raise UsageError(
-                    f"{notebook.name} has no parameter '{name}'; choose one of {', '.join(sorted(known))}"
-                )
+                raise UsageError(f"{notebook.name} has no parameter '{name}'; choose one of {', '.join(sorted(known))}")
     output.mkdir(parents=True, exist_ok=True)
     records: list[dict[str, Any]] = []
     digest = json.dumps(parameters, sort_keys=True)
@@ -103,8 +101,7 @@ def _to_html(executed: Path) -> None:
 def write_index(records: list[dict[str, Any]], parameters: dict[str, Any], output: Path) -> Path:
     """Write `index.html`: the executed notebooks with their minutes; returns its path."""
     rows = "\n".join(
-        f'<tr><td><a href="{r["name"]}.html">{r["name"]}</a></td><td>{r["minutes"]:.1f}</td></tr>'
-        for r in records
+        f'<tr><td><a href="{r["name"]}.html">{r["name"]}</a></td><td>{r["minutes"]:.1f}</td></tr>' for r in records
     )
     settings = html.escape(", ".join(f"{name} = {value}" for name, value in parameters.items()) or "defaults")
     path = output / "index.html"

@@ -139,9 +139,7 @@ def mdn_nll(log_pi: Tensor, mu: Tensor, log_sigma: Tensor, z_next: Tensor) -> Te
     return (HALF_LOG_2PI - torch.logsumexp(log_density, dim=-1)).sum(dim=-1)
 
 
-def sample_mdn(
-    log_pi: Tensor, mu: Tensor, log_sigma: Tensor, temperature: float, generator: torch.Generator
-) -> Tensor:
+def sample_mdn(log_pi: Tensor, mu: Tensor, log_sigma: Tensor, temperature: float, generator: torch.Generator) -> Tensor:
     """Draw z from the mixture: weights softmax(log_pi / temperature), deviations sigma * sqrt(temperature).
 
     Section 5 and appendix A.2 of the paper. As the temperature goes to 0 the sample becomes the mean of the
@@ -194,9 +192,7 @@ def mdn_rnn_losses(model: MDNRNN, batch: Batch) -> dict[str, Tensor]:
     }
 
 
-def train_mdn_rnn(
-    latents: Latents, config: MDNRNNConfig, *, num_actions: int, seed: int, directory: Path
-) -> MDNRNN:
+def train_mdn_rnn(latents: Latents, config: MDNRNNConfig, *, num_actions: int, seed: int, directory: Path) -> MDNRNN:
     """Train M; resumes from `directory` and logs there. The last tenth of the sequences is held out.
 
     The loss is nll / z_dim + reward + done: each part then weighs about as much as one dimension of z.
@@ -212,9 +208,7 @@ def train_mdn_rnn(
     check_latents(latents)
     num_sequences, _, z_dim = latents["mu"].shape
     if num_sequences < 2:
-        raise StageError(
-            f"M needs 2 sequences, one of them held out; found {num_sequences}: raise collect.num_steps"
-        )
+        raise StageError(f"M needs 2 sequences, one of them held out; found {num_sequences}: raise collect.num_steps")
     held_out_sequences = max(1, num_sequences // 10)
     train = Stream(latents, np.arange(num_sequences - held_out_sequences))
     test = Stream(latents, np.arange(num_sequences - held_out_sequences, num_sequences))
@@ -229,7 +223,7 @@ def train_mdn_rnn(
             losses = mdn_rnn_losses(model, batch)
         loss = losses["nll"] / z_dim + losses["reward"] + losses["done"]
         if not torch.isfinite(loss):
-            raise StageError(f"M's loss became {float(loss)} at update {step}; lower mdnrnn.learning_rate")
+            raise StageError(f"M's loss became {loss.item()} at update {step}; lower mdnrnn.learning_rate")
         return loss, {name: value.detach() for name, value in losses.items()}
 
     @torch.no_grad()
@@ -254,9 +248,7 @@ def train_mdn_rnn(
 
 
 @torch.inference_mode()
-def evaluate_mdn_rnn(
-    model: MDNRNN, latents: Latents, sequences: np.ndarray, seed: int = 0
-) -> dict[str, float]:
+def evaluate_mdn_rnn(model: MDNRNN, latents: Latents, sequences: np.ndarray, seed: int = 0) -> dict[str, float]:
     """How well M predicts whole sequences it was not trained on, beside guessing that nothing changes.
 
     Args:

@@ -41,9 +41,7 @@ class NeuralWorldModel:
         self.state_dim = 2 * mdn_rnn.rnn_size + (recent_z - 1) * self.z_dim
 
     @classmethod
-    def load(
-        cls, vae_path: Path, mdn_rnn_path: Path, recent_z: int = 1, bf16: bool = False
-    ) -> NeuralWorldModel:
+    def load(cls, vae_path: Path, mdn_rnn_path: Path, recent_z: int = 1, bf16: bool = False) -> NeuralWorldModel:
         """Read both networks; raises StageError where a file is missing or damaged."""
         return cls(load_vae(vae_path), load_mdn_rnn(mdn_rnn_path), recent_z, bf16)
 

@@ -93,9 +93,7 @@ def restore(path: Path, model: nn.Module, optimizer: torch.optim.Adam) -> int:
         return 0
     tensors, meta = checkpoints.load(path)
     torch_tensors = {key: torch.from_numpy(value) for key, value in tensors.items()}
-    model.load_state_dict(
-        {key[6:]: value for key, value in torch_tensors.items() if key.startswith("model.")}
-    )
+    model.load_state_dict({key[6:]: value for key, value in torch_tensors.items() if key.startswith("model.")})
     state: dict[int, dict[str, Tensor]] = {}
     for key, value in torch_tensors.items():
         if key.startswith("adam."):

@@ -17,14 +17,13 @@ from torch import Tensor, nn
 
 from wm_lib import checkpoints
 from wm_lib.config import VAEConfig
+from wm_lib.errors import StageError
 from wm_lib.models import training
 from wm_lib.rollouts import Rollouts
 
 CONTRAST = 4.0  # differences from the background are small numbers; this brings them to the scale of 1
 FOREGROUND_THRESHOLD = 0.1  # of full brightness
-FOREGROUND_BUDGET = (
-    2000.0  # total weight a frame's foreground may carry, so that a large one is not over-weighted
-)
+FOREGROUND_BUDGET = 2000.0  # total weight a frame's foreground may carry, so that a large one is not over-weighted
 WARM_UP = 0.2  # share of the updates over which beta grows from 0
 
 
@@ -58,9 +57,7 @@ class VAE(nn.Module):
         )  # fmt: skip
         if background is None:
             background = np.zeros((64, 64, 3), np.float32)
-        self.register_buffer(
-            "background", torch.as_tensor(background, dtype=torch.float32).permute(2, 0, 1).clone()
-        )
+        self.register_buffer("background", torch.as_tensor(background, dtype=torch.float32).permute(2, 0, 1).clone())
         self.to(memory_format=torch.channels_last)
 
     def pixels(self, frames: Tensor | np.ndarray) -> Tensor:
@@ -107,9 +104,7 @@ def foreground_weights(pixels: Tensor, scenery: Tensor, weight: float) -> Tensor
     return 1 + foreground * (torch.clamp(FOREGROUND_BUDGET / size, max=weight) - 1).clamp(min=0)
 
 
-def vae_loss(
-    vae: VAE, pixels: Tensor, weights: Tensor | float, beta: float
-) -> tuple[Tensor, dict[str, Tensor]]:
+def vae_loss(vae: VAE, pixels: Tensor, weights: Tensor | float, beta: float) -> tuple[Tensor, dict[str, Tensor]]:
     """Negative evidence lower bound with weighted squared error: error + beta * KL, summed over pixels and latents.
 
     Args:
@@ -156,17 +151,14 @@ def train_vae(rollouts: Rollouts, config: VAEConfig, *, seed: int, directory: Pa
     episode = rollouts.episode.ravel()
     vae = VAE(config.z_dim, background)
     train, test = (
-        (sequences[:, None] * rollouts.length + np.arange(rollouts.length)).ravel()
-        for sequences in rollouts.split()
+        (sequences[:, None] * rollouts.length + np.arange(rollouts.length)).ravel() for sequences in rollouts.split()
     )
 
     def batch_loss(index: np.ndarray, beta: float) -> tuple[Tensor, dict[str, Tensor]]:
         pixels = vae.pixels(rollouts.gather(index)).contiguous(memory_format=torch.channels_last)
         weights: Tensor | float = 1.0
         if config.centred:
-            weights = foreground_weights(
-                pixels, vae.pixels(scenery[episode[index]]), config.foreground_weight
-            )
+            weights = foreground_weights(pixels, vae.pixels(scenery[episode[index]]), config.foreground_weight)
         with training.fast_autocast():
             return vae_loss(vae, pixels, weights, beta)
 
@@ -228,6 +220,8 @@ def load_vae(path: Path) -> VAE:
         StageError: The file is missing, damaged or not a VAE's.
     """
     tensors, meta = checkpoints.load(path)
+    if meta.get("kind") != "vae":
+        raise StageError(f"{path} holds {meta.get('kind', 'something else')}, not a VAE; give the path of V")
     vae = VAE(meta["z_dim"])
     vae.load_state_dict({name: torch.from_numpy(value) for name, value in tensors.items()})
     return vae.eval()

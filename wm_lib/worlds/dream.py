@@ -108,9 +108,7 @@ class DreamVectorEnv(VectorEnv):
         self._started |= bool(mask.all())
         return self._observe(), {}
 
-    def step(
-        self, actions: np.ndarray
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
+    def step(self, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
         """One dreamt step in every dream that is not finished; rewards are float64 (num_envs,).
 
         Raises:

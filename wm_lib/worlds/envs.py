@@ -186,9 +186,7 @@ class EnvPoolVectorEnv(VectorEnv):
             self._draw(ids)
         return self._obs.copy(), self._info()
 
-    def step(
-        self, actions: np.ndarray
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
+    def step(self, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
         """One decision in every environment that is not finished."""
         native = self._native_actions[np.asarray(actions)]
         native[self._fire_due > 0] = _FIRE
