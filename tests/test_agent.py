@@ -98,9 +98,7 @@ def test_the_random_agent_is_uniform():
     agent = RandomAgent(3, 100)
     actions = np.concatenate([agent(None, None) for _ in range(100)])
     counts = np.bincount(actions, minlength=3)
-    assert (
-        (counts - 10_000 / 3) ** 2 / (10_000 / 3)
-    ).sum() < 13.82  # chi square, 99.9 %, 2 degrees of freedom
+    assert ((counts - 10_000 / 3) ** 2 / (10_000 / 3)).sum() < 13.82  # chi square, 99.9 %, 2 degrees of freedom
 
 
 def test_the_feature_agent_passes_the_observation_straight_to_the_controller():

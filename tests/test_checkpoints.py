@@ -95,6 +95,14 @@ def test_truncated_file_is_refused(saved):
             checkpoints.open_mmap(saved)
 
 
+def test_longer_file_is_refused(saved):
+    saved.write_bytes(saved.read_bytes() + b"\0")
+    with pytest.raises(StageError, match="sha256"):
+        checkpoints.load(saved)
+    with pytest.raises(StageError, match="bytes instead of"):
+        checkpoints.open_mmap(saved)
+
+
 def test_any_flipped_byte_is_refused(saved):
     whole = saved.read_bytes()
     for position in np.linspace(0, len(whole) - 1, 40).astype(int):
@@ -131,9 +139,7 @@ def test_sidecar_of_another_file_is_refused(saved, tmp_path):
         checkpoints.load(saved)
 
 
-@pytest.mark.parametrize(
-    "text", ["", "{", "[]", "{}", '{"schema": 1}', '{"schema": 2, "sha256": "0"}', "\x00"]
-)
+@pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"schema": 1}', '{"schema": 2, "sha256": "0"}', "\x00"])
 def test_damaged_sidecar_is_refused(saved, text):
     saved.with_suffix(".json").write_text(text)
     with pytest.raises(StageError, match=r"vae\.json"):

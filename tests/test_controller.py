@@ -62,10 +62,7 @@ def test_population_logits_equal_the_loop(candidates, rollouts, feature_dim, num
     rng = np.random.default_rng(seed)
     params = rng.normal(size=(candidates, num_params(feature_dim, num_actions))).astype(np.float32)
     features = (4 * rng.normal(size=(candidates, rollouts, feature_dim))).astype(np.float32)
-    loop = [
-        Controller.linear(row, feature_dim, num_actions).logits(x)
-        for row, x in zip(params, features, strict=True)
-    ]
+    loop = [Controller.linear(row, feature_dim, num_actions).logits(x) for row, x in zip(params, features, strict=True)]
     together = population_logits(params, features)
     assert together.dtype == np.float32
     np.testing.assert_allclose(together, np.stack(loop), rtol=1e-6, atol=1e-4)

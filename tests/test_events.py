@@ -69,6 +69,11 @@ def test_resumed_run_writes_what_an_undisturbed_one_writes(tmp_path):
 
 
 def test_start_at_zero_forgets_an_earlier_run(tmp_path):
+    with Progress("train", 1, "update", tmp_path) as progress:
+        progress.update(0, loss=9.0)
+    with Progress("train", 1, "update", tmp_path) as progress:
+        progress.update(1, loss=3.0)
+    assert read_scalars(tmp_path)["loss"][1].tolist() == [3.0]
     run(tmp_path, 0, 100)
     run(tmp_path, 0, 20, sign=-1.0)
     assert read_scalars(tmp_path)["loss"][1].tolist() == [-0.1, -0.05]

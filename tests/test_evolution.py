@@ -79,9 +79,7 @@ class ToyEnv:
 
 
 def train(directory, config=CONFIG, task=TASK, seed=1, make_env=ToyEnv, **kwargs):
-    return train_evolution(
-        ToyModel(), task, config, seed=seed, directory=directory, make_env=make_env, **kwargs
-    )
+    return train_evolution(ToyModel(), task, config, seed=seed, directory=directory, make_env=make_env, **kwargs)
 
 
 def share_of_right_actions(controller, agent_class=Agent, extra_columns=0):
@@ -261,9 +259,7 @@ def test_a_killed_run_ends_like_an_undisturbed_one(tmp_path, kind, fail_after):
 
 
 @pytest.mark.parametrize("killed_at", [1, 5])
-def test_a_run_killed_while_it_writes_a_checkpoint_goes_on_from_the_one_before(
-    tmp_path, monkeypatch, killed_at
-):
+def test_a_run_killed_while_it_writes_a_checkpoint_goes_on_from_the_one_before(tmp_path, monkeypatch, killed_at):
     config = CONFIG.model_copy(update={"num_generations": 7})
     whole = train(tmp_path / "whole", config, log_dir=tmp_path / "whole")
     write_json = checkpoints.write_json

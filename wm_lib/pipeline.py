@@ -263,7 +263,7 @@ class Pipeline:
             directory=directory,
         )
         mdn_rnn.save_mdn_rnn(directory / "mdn_rnn.safetensors", net, {"task": self.task.name})
-        held_out = np.arange(len(latents["mu"]))[-max(1, len(latents["mu"]) // 10) :]
+        _, held_out = rollouts.split_sequences(len(latents["mu"]))
         return mdn_rnn.evaluate_mdn_rnn(net, latents, held_out)
 
     def _controller(self, directory: Path) -> dict[str, Any]:

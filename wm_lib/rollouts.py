@@ -220,25 +220,30 @@ class Rollouts:
         return frames
 
     def split(self, holdout: float = 0.1) -> tuple[np.ndarray, np.ndarray]:
-        """Set whole sequences aside: neighbouring frames are too alike to test with.
+        """Indices of sequences (train, test), see `split_sequences`."""
+        return split_sequences(self.num_sequences, holdout)
 
-        Args:
-            holdout: Share to test with, in (0, 1); at least one sequence, and one is left to train with.
 
-        Returns:
-            Indices of sequences (train, test), sorted and always the same: test sequences are spread evenly,
-            so that all shards have their part.
+def split_sequences(num_sequences: int, holdout: float = 0.1) -> tuple[np.ndarray, np.ndarray]:
+    """Set whole sequences aside, the same for V and M: neighbouring frames are too alike to test with.
 
-        Raises:
-            StageError: There is one sequence only.
-        """
-        total = self.num_sequences
-        if total < 2:
-            raise StageError("one sequence cannot be split; set collect.num_envs to 2 or more and collect again")
-        num_test = min(max(1, round(holdout * total)), total - 1)
-        is_test = np.zeros(total, bool)
-        is_test[((np.arange(num_test) + 0.5) * total / num_test).astype(int)] = True
-        return np.flatnonzero(~is_test), np.flatnonzero(is_test)
+    Args:
+        num_sequences: How many there are.
+        holdout: Share to test with, in (0, 1); at least one sequence, and one is left to train with.
+
+    Returns:
+        Indices of sequences (train, test), sorted and always the same: test sequences are spread evenly,
+        so that all shards have their part.
+
+    Raises:
+        StageError: There is one sequence only.
+    """
+    if num_sequences < 2:
+        raise StageError("one sequence cannot be split; set collect.num_envs to 2 or more and collect again")
+    num_test = min(max(1, round(holdout * num_sequences)), num_sequences - 1)
+    is_test = np.zeros(num_sequences, bool)
+    is_test[((np.arange(num_test) + 0.5) * num_sequences / num_test).astype(int)] = True
+    return np.flatnonzero(~is_test), np.flatnonzero(is_test)
 
 
 def _play(

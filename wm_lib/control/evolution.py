@@ -131,7 +131,7 @@ def train_evolution(
     next generation has new ones. A candidate's fitness is its mean return. What is returned is the mean of
     the final distribution, never the best candidate, whose fitness is mostly luck.
 
-    After each generation its fitnesses are saved in `directory`/generations. The state of the strategy follows
+    After each generation its fitnesses are saved in `directory`/generations. The strategy's state follows
     from them: to resume, the generations are asked for and told again, without playing. So a killed run ends
     bit for bit where an undisturbed one does, on the same machine with the same number of threads.
 

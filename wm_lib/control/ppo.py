@@ -134,28 +134,26 @@ def train_ppo(
     total = max(1, round(config.num_steps / rollout)) * rollout
     block = max(1, config.block_steps // rollout) * rollout
     path = directory / "checkpoint.safetensors"
-    model, start = None, 0
-    if path.exists():
-        start = int(training.checkpoints.read_meta(path)["step"])
-    with Progress(f"ppo {task.name}", total, "decision", directory, start=start) as progress:
-        while model is None or model.num_timesteps < total:
-            previous, start = model, model.num_timesteps if model else start
-            end = min(total, start + block)
+    model, step = None, training.saved_step(path)
+    with Progress(f"ppo {task.name}", total, "decision", directory, start=step) as progress:
+        while model is None or step < total:
+            end = min(total, step + block)
             env = FeatureVecEnv(
-                make_env(config.num_envs, derive_seed(seed, "ppo", start)),
+                make_env(config.num_envs, derive_seed(seed, "ppo", step)),
                 world_model,
                 config.reward_scale,
                 config.clip_reward,
             )
-            model = _make_ppo(env, config, total, end, derive_seed(seed, "ppo", "torch", start))
-            if previous is not None:
-                previous.env.close()
-            training.restore(path, model.policy, model.policy.optimizer)
-            model.num_timesteps = start
-            if start < end:
-                model.learn(end - start, callback=_Report(progress), reset_num_timesteps=False)
-            training.save(path, model.policy, model.policy.optimizer, model.num_timesteps)
-        model.env.close()
+            try:
+                model = _make_ppo(env, config, total, end, derive_seed(seed, "ppo", "torch", step))
+                training.restore(path, model.policy, model.policy.optimizer)
+                model.num_timesteps = step
+                if step < end:
+                    model.learn(end - step, callback=_Report(progress), reset_num_timesteps=False)
+            finally:
+                env.close()
+            step = end
+            training.save(path, model.policy, model.policy.optimizer, step)
     return export(model, {"real_steps": total})
 
 

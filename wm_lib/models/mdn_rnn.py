@@ -20,6 +20,7 @@ from wm_lib.config import MDNRNNConfig
 from wm_lib.errors import StageError, UsageError
 from wm_lib.models import training
 from wm_lib.models.latents import Batch, Latents, Stream, check_latents, log_change
+from wm_lib.rollouts import split_sequences
 from wm_lib.seeding import derive_seed
 
 MIN_LOG_SIGMA = -5.0
@@ -193,7 +194,7 @@ def mdn_rnn_losses(model: MDNRNN, batch: Batch) -> dict[str, Tensor]:
 
 
 def train_mdn_rnn(latents: Latents, config: MDNRNNConfig, *, num_actions: int, seed: int, directory: Path) -> MDNRNN:
-    """Train M; resumes from `directory` and logs there. The last tenth of the sequences is held out.
+    """Train M; resumes from `directory` and logs there. A tenth of the sequences is held out (`split_sequences`).
 
     The loss is nll / z_dim + reward + done: each part then weighs about as much as one dimension of z.
 
@@ -207,14 +208,11 @@ def train_mdn_rnn(latents: Latents, config: MDNRNNConfig, *, num_actions: int, s
     """
     check_latents(latents)
     num_sequences, _, z_dim = latents["mu"].shape
-    if num_sequences < 2:
-        raise StageError(f"M needs 2 sequences, one of them held out; found {num_sequences}: raise collect.num_steps")
-    held_out_sequences = max(1, num_sequences // 10)
-    train = Stream(latents, np.arange(num_sequences - held_out_sequences))
-    test = Stream(latents, np.arange(num_sequences - held_out_sequences, num_sequences))
+    train_sequences, test_sequences = split_sequences(num_sequences)
+    train, test = Stream(latents, train_sequences), Stream(latents, test_sequences)
     torch.manual_seed(derive_seed(seed, "mdn_rnn", "init"))
     model = MDNRNN(z_dim, num_actions, config.rnn_size, config.num_mixtures)
-    rewards = latents["reward"][:-held_out_sequences].astype(np.float64)
+    rewards = latents["reward"][train_sequences].astype(np.float64)
     model.reward_scale.fill_(float(np.sqrt(np.square(rewards).mean())) or 1.0)
 
     def update(step: int, rng: np.random.Generator) -> tuple[Tensor, dict[str, Tensor]]:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from wm_lib import checkpoints
+from wm_lib.errors import StageError
 from wm_lib.events import Progress
 from wm_lib.seeding import derive_seed
 
@@ -87,17 +88,25 @@ def save(path: Path, model: nn.Module, optimizer: torch.optim.Adam, step: int) -
     checkpoints.save(path, tensors, {"step": step})
 
 
-def restore(path: Path, model: nn.Module, optimizer: torch.optim.Adam) -> int:
-    """Read what `save` wrote; returns the number of updates made, 0 where there is no checkpoint."""
-    if not path.exists():
+def saved_step(path: Path) -> int:
+    """Updates that a checkpoint holds; 0 where there is none, or one whose writing was cut short by a kill."""
+    try:
+        return int(checkpoints.verify(path)["step"])
+    except StageError:
         return 0
-    tensors, meta = checkpoints.load(path)
-    torch_tensors = {key: torch.from_numpy(value) for key, value in tensors.items()}
-    model.load_state_dict({key[6:]: value for key, value in torch_tensors.items() if key.startswith("model.")})
+
+
+def restore(path: Path, model: nn.Module, optimizer: torch.optim.Adam) -> int:
+    """Read what `save` wrote; returns the number of updates made, see `saved_step`."""
+    step = saved_step(path)
+    if step == 0:
+        return 0
+    tensors = {key: torch.from_numpy(value) for key, value in checkpoints.load(path)[0].items()}
+    model.load_state_dict({key[6:]: value for key, value in tensors.items() if key.startswith("model.")})
     state: dict[int, dict[str, Tensor]] = {}
-    for key, value in torch_tensors.items():
+    for key, value in tensors.items():
         if key.startswith("adam."):
             _, index, moment = key.split(".")
             state.setdefault(int(index), {})[moment] = value
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
-    return int(meta["step"])
+    return step

@@ -141,7 +141,7 @@ def episode_scenery(rollouts: Rollouts, rng: np.random.Generator, frames_per_epi
 def train_vae(rollouts: Rollouts, config: VAEConfig, *, seed: int, directory: Path) -> VAE:
     """Train V on the frames of `rollouts`; resumes from `directory` and logs there.
 
-    The last tenth of the sequences is held out; `scalars.jsonl` has its loss too.
+    A tenth of the sequences is held out; `scalars.jsonl` has its loss too.
     """
     rng = np.random.default_rng(seed)
     torch.manual_seed(seed)

@@ -1,0 +1,313 @@
+"""Pictures for the notebooks, in one style: what is filmed, and how it is drawn.
+
+Every function that draws returns a matplotlib Figure which a notebook shows by ending a cell with it; `film`
+returns a small animated GIF. Frames are uint8 (..., 64, 64, 3). Colours are those of Okabe & Ito (2008), which
+people with any colour vision can tell apart, and lines differ in their markers too.
+"""
+
+from __future__ import annotations
+
+import base64
+import html
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import matplotlib
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.animation import PillowWriter
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+if TYPE_CHECKING:
+    from gymnasium.vector import VectorEnv
+
+BLUE, ORANGE, GREEN, PINK, SKY, RED = COLOURS = (
+    "#0072B2",
+    "#E69F00",
+    "#009E73",
+    "#CC79A7",
+    "#56B4E9",
+    "#D55E00",
+)
+MARKERS = "osD^vP"
+STYLE = {
+    "axes.grid": True,
+    "axes.spines.right": False,
+    "axes.spines.top": False,
+    "axes.titlesize": "medium",
+    "figure.constrained_layout.use": True,
+    "figure.dpi": 80,
+    "grid.alpha": 0.3,
+}
+FRAME_INCHES = 1.1
+GAP = 2  # white pixels between the pictures of a film
+
+
+class Recording(NamedTuple):
+    """What was seen and done, time first: T decisions in N environments.
+
+    Attributes:
+        frames: uint8 (T, N, 64, 64, 3), frame t.
+        action: int64 (T, N), chosen at frame t.
+        reward: float64 (T, N), that followed.
+        done: bool (T, N), whether the episode ended; the frame after it is the first of the next episode.
+    """
+
+    frames: np.ndarray
+    action: np.ndarray
+    reward: np.ndarray
+    done: np.ndarray
+
+
+def record(
+    env: VectorEnv,
+    act: Callable[[np.ndarray, np.ndarray], np.ndarray],
+    num_decisions: int,
+    look: Callable[[np.ndarray], np.ndarray] | None = None,
+) -> Recording:
+    """Play, keep what happened, and close the environments.
+
+    Args:
+        env: A vector environment with explicit resets: real (`make_env`) or dreamt (`DreamVectorEnv`).
+        act: (obs, first) -> action int64 (N,), as in `rollouts.Policy`.
+        num_decisions: T.
+        look: Makes frames of an observation; None where the observation is a frame.
+    """
+    rows: list[tuple[np.ndarray, ...]] = []
+    try:
+        obs, _ = env.reset()
+        first = np.ones(env.num_envs, bool)
+        for _ in range(num_decisions):
+            frame = obs if look is None else look(obs)
+            action = act(obs, first)
+            obs, reward, terminated, truncated, _ = env.step(action)
+            first = terminated | truncated
+            rows.append((frame, action, reward, first))
+            if first.any():
+                obs, _ = env.reset(options={"reset_mask": first})
+    finally:
+        env.close()
+    return Recording(*(np.stack(column) for column in zip(*rows, strict=True)))
+
+
+@dataclass(frozen=True)
+class Film:
+    """An animated GIF that a notebook shows; in text it is its description."""
+
+    gif: bytes
+    description: str
+    width: int
+
+    def _repr_html_(self) -> str:
+        data = base64.b64encode(self.gif).decode()
+        return (
+            f'<img src="data:image/gif;base64,{data}" alt="{html.escape(self.description, quote=True)}" '
+            f'width="{self.width}" style="image-rendering: pixelated">'
+        )
+
+    def __repr__(self) -> str:
+        return f"Film: {self.description}"
+
+
+def film(frames: np.ndarray, description: str, *, fps: int = 12, max_frames: int = 80, zoom: int = 3) -> Film:
+    """An animated GIF of frames, kept small: of more than `max_frames` every second, third, ... is shown.
+
+    Args:
+        frames: (T, 64, 64, 3), or (T, N, 64, 64, 3) for N pictures side by side.
+        description: What it shows, for those who cannot see it.
+        fps: Pictures a second.
+        max_frames: Most pictures in the film.
+        zoom: Screen pixels for each of its pixels.
+    """
+    if frames.ndim == 4:
+        frames = frames[:, None]
+    frames = frames[:: -(-len(frames) // max_frames)]
+    gaps = np.full((len(frames), frames.shape[2], GAP, 3), 255, np.uint8)
+    parts = [part for n in range(frames.shape[1]) for part in (gaps, frames[:, n])][1:]
+    pictures = np.concatenate(parts, axis=2)
+    height, width = pictures.shape[1:3]
+    figure = Figure(figsize=(width, height), dpi=1)
+    image = figure.figimage(pictures[0])
+    writer = PillowWriter(fps=fps)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "film.gif"
+        with matplotlib.rc_context(STYLE), writer.saving(figure, str(path), dpi=1):
+            for picture in pictures:
+                image.set_data(picture)
+                writer.grab_frame()
+        return Film(path.read_bytes(), description, zoom * width)
+
+
+def frame_rows(
+    rows: Mapping[str, np.ndarray], columns: Sequence[str] | None = None, title: str | None = None
+) -> Figure:
+    """Frames in labelled rows, one below the other, for comparing column by column.
+
+    Args:
+        rows: Label -> frames (n, 64, 64, 3); the same n in every row.
+        columns: A heading for every column.
+        title: Heading of the whole.
+    """
+    num_columns = len(next(iter(rows.values())))
+    size = (FRAME_INCHES * num_columns + 1.2, FRAME_INCHES * len(rows) + (0.5 if title or columns else 0.1))
+    figure, axes = _subplots(len(rows), num_columns, size)
+    for row, (label, frames) in enumerate(rows.items()):
+        for column, frame in enumerate(frames):
+            _picture(axes[row, column], frame)
+        axes[row, 0].set_ylabel(label, rotation=0, ha="right", va="center")
+    for axis, heading in zip(axes[0], columns or (), strict=False):
+        axis.set_title(heading)
+    if title:
+        figure.suptitle(title)
+    return figure
+
+
+def frame_grid(frames: np.ndarray, columns: int = 8, title: str | None = None) -> Figure:
+    """Frames (n, 64, 64, 3) in reading order."""
+    columns = min(columns, len(frames))
+    lines = -(-len(frames) // columns)
+    figure, axes = _subplots(lines, columns, (FRAME_INCHES * columns, FRAME_INCHES * lines + (0.4 if title else 0)))
+    for axis, frame in zip(axes.flat, frames, strict=False):
+        _picture(axis, frame)
+    for axis in axes.flat[len(frames) :]:
+        axis.remove()
+    if title:
+        figure.suptitle(title)
+    return figure
+
+
+def maps(pictures: Mapping[str, np.ndarray]) -> Figure:
+    """Pictures side by side: colour ones (height, width, 3) as they are, numbers (height, width) with a scale."""
+    figure, axes = _subplots(1, len(pictures), (3.0 * len(pictures), 2.6))
+    for axis, (label, values) in zip(axes[0], pictures.items(), strict=True):
+        _picture(axis, values, "cividis")
+        axis.set_title(label)
+        if values.ndim == 2:
+            figure.colorbar(axis.images[0], ax=axis, shrink=0.8)
+    return figure
+
+
+def over_time(values: np.ndarray, xlabel: str, ylabel: str, title: str) -> Figure:
+    """Numbers (time, n) as a picture, time to the right; colours are cut at the 1st and 99th percentile."""
+    figure, axes = _subplots(1, 1, (8, 3))
+    low, high = np.percentile(values, (1, 99))
+    picture = axes[0, 0].imshow(values.T, aspect="auto", cmap="cividis", vmin=low, vmax=high)
+    axes[0, 0].set(xlabel=xlabel, ylabel=ylabel, title=title)
+    axes[0, 0].grid(False)
+    figure.colorbar(picture, ax=axes[0, 0])
+    return figure
+
+
+def bars(values: Mapping[str, float], ylabel: str, title: str | None = None) -> Figure:
+    """One bar for each name, with its value written on it."""
+    figure, axes = _subplots(1, 1, (max(4, 1.1 * len(values)), 2.8))
+    drawn = axes[0, 0].bar(list(values), list(values.values()), color=BLUE, width=0.6)
+    axes[0, 0].bar_label(drawn, fmt="%.4g")
+    axes[0, 0].margins(y=0.15)
+    axes[0, 0].axhline(0, color="black", linewidth=0.8)
+    axes[0, 0].set(ylabel=ylabel, title=title)
+    return figure
+
+
+def action_histogram(action: np.ndarray, labels: Sequence[str]) -> Figure:
+    """How often each action was chosen, in percent.
+
+    Args:
+        action: Integers of any shape, indices into `labels`.
+        labels: Name of every action.
+    """
+    share = 100 * np.bincount(np.ravel(action), minlength=len(labels)) / np.size(action)
+    return bars(dict(zip(labels, share.tolist(), strict=True)), "% of decisions", "Actions")
+
+
+def lines(
+    curves: Mapping[str, tuple[np.ndarray, np.ndarray]],
+    xlabel: str,
+    ylabel: str,
+    title: str | None = None,
+    log: bool = False,
+) -> Figure:
+    """Curves, name -> (x, y), in one panel; without any it says that there is nothing to draw."""
+    figure, axes = _subplots(1, 1, (6.5, 3))
+    _draw_lines(axes[0, 0], curves)
+    axes[0, 0].set(xlabel=xlabel, ylabel=ylabel, title=title)
+    if log and curves:
+        axes[0, 0].set_yscale("log")
+    return figure
+
+
+def learning_curves(
+    scalars: Mapping[str, tuple[np.ndarray, np.ndarray]],
+    panels: Mapping[str, Sequence[str]],
+    xlabel: str,
+) -> Figure:
+    """What a training logged.
+
+    Args:
+        scalars: What `events.read_scalars` returns.
+        panels: Title of a panel -> names of the scalars in it; names that were not logged are left out.
+        xlabel: What a step is.
+    """
+    figure, axes = _subplots(1, len(panels), (4.2 * len(panels), 3))
+    for axis, (title, names) in zip(axes[0], panels.items(), strict=True):
+        _draw_lines(axis, {name.replace("_", " "): scalars[name] for name in names if name in scalars})
+        axis.set(title=title, xlabel=xlabel)
+    return figure
+
+
+def scores(manifests: Sequence[Mapping[str, Any]]) -> Figure:
+    """Mean score of each task with its 95 % interval, beside random play and the target.
+
+    Every task has its own panel and scale, since a point in Pong is no point in CarRacing.
+
+    Args:
+        manifests: With task, target, score and random_score (each with mean and ci95, which may hold None).
+    """
+    figure, axes = _subplots(1, max(1, len(manifests)), (2.6 * max(1, len(manifests)), 3.2))
+    if not manifests:
+        _draw_lines(axes[0, 0], {})
+    for axis, manifest in zip(axes[0], manifests, strict=False):
+        for x, (key, colour) in enumerate({"random_score": ORANGE, "score": BLUE}.items()):
+            mean, interval = manifest[key]["mean"], manifest[key]["ci95"]
+            axis.bar(x, mean, color=colour, width=0.6)
+            if None not in interval:
+                error = [[mean - interval[0]], [interval[1] - mean]]
+                axis.errorbar(x, mean, error, color="black", capsize=6)
+        axis.axhline(manifest["target"], color=GREEN, linestyle="--", linewidth=2)
+        axis.annotate("target", (-0.3, manifest["target"]), xytext=(0, 3), textcoords="offset points")
+        axis.axhline(0, color="black", linewidth=0.8)
+        axis.set_xticks([0, 1], ["random", "agent"])
+        axis.margins(y=0.15)
+        axis.set_title(manifest["task"])
+    axes[0, 0].set_ylabel("mean return")
+    return figure
+
+
+def _subplots(num_rows: int, num_columns: int, size: tuple[float, float]) -> tuple[Figure, np.ndarray]:
+    """A figure in our style and its axes (num_rows, num_columns)."""
+    with matplotlib.rc_context(STYLE):
+        figure, axes = plt.subplots(num_rows, num_columns, figsize=size, squeeze=False)
+    plt.close(figure)  # else the notebook would draw it twice, as the cell's value and as an open figure
+    return figure, axes
+
+
+def _picture(axis: Axes, picture: np.ndarray, cmap: str | None = None) -> None:
+    axis.imshow(picture, cmap=cmap, interpolation="nearest")
+    axis.set_xticks([])
+    axis.set_yticks([])
+    axis.grid(False)
+    axis.spines[:].set_visible(False)
+
+
+def _draw_lines(axis: Axes, curves: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> None:
+    for i, (name, (x, y)) in enumerate(curves.items()):
+        style = {"color": COLOURS[i % len(COLOURS)], "marker": MARKERS[i % len(MARKERS)]}
+        axis.plot(x, y, label=name, markersize=4, markevery=max(1, len(x) // 12), **style)
+    if curves:
+        axis.legend(frameon=False)
+    else:
+        axis.text(0.5, 0.5, "nothing to draw yet", ha="center", va="center", transform=axis.transAxes)
