@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from wm_lib.control.agent import Agent, FeatureAgent, RandomAgent
+from wm_lib.control.agent import Agent, FeatureAgent, RandomAgent, feature_statistics
 from wm_lib.control.controller import Controller
 from wm_lib.errors import StageError
 
@@ -105,3 +105,28 @@ def test_the_feature_agent_passes_the_observation_straight_to_the_controller():
     controller = Controller.linear(np.array([1, 0, 0, 1, 0, 0]), 2, 2)
     agent = FeatureAgent(None, controller, 2)
     assert agent(np.array([[3, 1], [1, 3]], np.float32), None).tolist() == [0, 1]
+
+
+def test_feature_statistics_equal_those_of_the_features_seen_one_by_one() -> None:
+    class Sums:
+        """h counts the steps since the episode began; the features are [z, h]."""
+
+        feature_dim = 3
+
+        def initial_state(self, batch: int) -> np.ndarray:
+            return np.zeros((batch, 1), np.float32)
+
+        def features(self, z: np.ndarray, h: np.ndarray) -> np.ndarray:
+            return np.concatenate([z, h], axis=1)
+
+        def step(self, z: np.ndarray, action: np.ndarray, h: np.ndarray) -> np.ndarray:
+            return h + 1
+
+    rng = np.random.default_rng(0)
+    mu = rng.normal(3, 2, (2, 5, 2)).astype(np.float32)
+    mu[..., 1] = 7
+    first = np.array([[1, 0, 0, 1, 0], [1, 0, 0, 0, 0]], bool)
+    mean, std = feature_statistics(Sums(), {"mu": mu, "action": np.zeros((2, 5), np.int64), "first": first})
+    steps = np.array([0, 1, 2, 0, 1, 0, 1, 2, 3, 4])
+    np.testing.assert_allclose(mean, [mu[..., 0].mean(), 7, steps.mean()], rtol=1e-5)
+    np.testing.assert_allclose(std, [mu[..., 0].std(), 0.1, steps.std()], rtol=1e-5)

@@ -47,9 +47,7 @@ class Walk:
 WALK: WorldModel = Walk()
 
 
-def make(
-    num_envs: int = 3, horizon: int = 100, temperature: float = 0.0, seed: int = 0, **changes
-) -> DreamVectorEnv:
+def make(num_envs: int = 3, horizon: int = 100, temperature: float = 0.0, seed: int = 0, **changes) -> DreamVectorEnv:
     start_z = changes.pop("start_z", np.zeros((1, 1)))
     return DreamVectorEnv(WALK, start_z, num_envs, horizon, temperature, 4, seed)
 

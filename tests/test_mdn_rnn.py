@@ -26,6 +26,7 @@ from wm_lib.models.mdn_rnn import (
     save_mdn_rnn,
     train_mdn_rnn,
 )
+from wm_lib.rollouts import split_sequences
 
 
 def make_latents(
@@ -61,6 +62,10 @@ def tiny(**changes: float) -> MDNRNNConfig:
         "learning_rate": 0.02,
     }
     return MDNRNNConfig(**(sizes | changes))
+
+
+def held_out(latents: Latents) -> np.ndarray:
+    return split_sequences(len(latents["mu"]))[1]
 
 
 def random_mixture(shape: tuple[int, ...], seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
@@ -221,9 +226,7 @@ def test_stream_pairs_only_consecutive_steps_of_one_episode() -> None:
     done = terminated | latents["truncated"]
     sequences = np.array([0, 2, 3])
     stream = Stream(latents, sequences)
-    assert sorted(stream.rows[stream.rows >= 0]) == sorted(
-        s * length + t for s in sequences for t in range(length)
-    )
+    assert sorted(stream.rows[stream.rows >= 0]) == sorted(s * length + t for s in sequences for t in range(length))
 
     batch = stream.batch(stream.rows[None], rng)
     expected = [s * length + t for s in sequences for t in range(length - 1) if not done[s, t]]
@@ -259,7 +262,7 @@ def test_mixture_learns_two_modes_that_one_gaussian_cannot(tmp_path: Path) -> No
     for num_mixtures in (1, 5):
         config = tiny(num_mixtures=num_mixtures)
         model = train_mdn_rnn(latents, config, num_actions=1, seed=0, directory=tmp_path / str(num_mixtures))
-        nll[num_mixtures] = evaluate_mdn_rnn(model, latents, np.array([11]))["nll"]
+        nll[num_mixtures] = evaluate_mdn_rnn(model, latents, held_out(latents))["nll"]
     assert nll[1] == pytest.approx(one_gaussian, abs=0.1)
     assert true - 0.1 < nll[5] < true + 0.4
 
@@ -294,7 +297,7 @@ def planted_model(planted: Latents, tmp_path_factory: pytest.TempPathFactory) ->
 
 def test_next_z_follows_from_the_action_chosen_at_z(planted: Latents, planted_model: MDNRNN) -> None:
     # Were z_{t+1} paired with a_{t-1} or a_{t+1}, it would be a coin with three sides: ln 3 nats more.
-    result = evaluate_mdn_rnn(planted_model, planted, np.array([18, 19]))
+    result = evaluate_mdn_rnn(planted_model, planted, held_out(planted))
     assert result["nll"] < gaussian_entropy(math.exp(-3)) + 0.4
     assert result["copy_last_nll"] > 1.0
     with torch.inference_mode():
@@ -303,7 +306,7 @@ def test_next_z_follows_from_the_action_chosen_at_z(planted: Latents, planted_mo
 
 
 def test_reward_and_done_heads_learn_what_follows_the_action(planted: Latents, planted_model: MDNRNN) -> None:
-    result = evaluate_mdn_rnn(planted_model, planted, np.array([18, 19]))
+    result = evaluate_mdn_rnn(planted_model, planted, held_out(planted))
     assert result["reward_mse"] < 0.05 * result["reward_variance"]
     assert result["done_nll"] < 0.12  # knowing only how often episodes end: 0.35
     with torch.inference_mode():
@@ -325,9 +328,9 @@ def test_memory_does_not_leak_from_one_episode_into_the_next(tmp_path: Path) -> 
     with_borders, without = make_latents(mu, terminated=ends), make_latents(mu)
     config = tiny(num_updates=200)
     model = train_mdn_rnn(with_borders, config, num_actions=1, seed=0, directory=tmp_path / "with")
-    assert evaluate_mdn_rnn(model, with_borders, np.array([8, 9]))["nll"] > true - 0.1
+    assert evaluate_mdn_rnn(model, with_borders, held_out(with_borders))["nll"] > true - 0.1
     model = train_mdn_rnn(without, config, num_actions=1, seed=0, directory=tmp_path / "without")
-    assert evaluate_mdn_rnn(model, without, np.array([8, 9]))["nll"] < true - 0.4
+    assert evaluate_mdn_rnn(model, without, held_out(without))["nll"] < true - 0.4
 
 
 def test_copying_baseline_is_the_entropy_of_a_random_walk() -> None:
@@ -378,7 +381,7 @@ def test_nan_is_refused_by_name(name: str, planted: Latents, tmp_path: Path) -> 
 
 def test_a_single_sequence_is_refused(planted: Latents, tmp_path: Path) -> None:
     latents = {name: values[:1] for name, values in planted.items()}
-    with pytest.raises(StageError, match="found 1"):
+    with pytest.raises(StageError, match="one sequence"):
         train_mdn_rnn(latents, tiny(), num_actions=3, seed=0, directory=tmp_path)
 
 

@@ -32,9 +32,7 @@ def mdn_rnn() -> MDNRNN:
     return model
 
 
-def some_rows(
-    world_model: NeuralWorldModel, batch: int, seed: int = 0
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def some_rows(world_model: NeuralWorldModel, batch: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     rng = np.random.default_rng(seed)
     h = rng.normal(size=(batch, world_model.state_dim)).astype(np.float32)
     return rng.normal(size=(batch, Z)).astype(np.float32), rng.integers(A, size=batch), h
@@ -44,9 +42,7 @@ def some_rows(
 
 
 @pytest.mark.parametrize("recent_z", [1, 3])
-def test_steps_equal_the_whole_sequence_and_keep_the_latest_z(
-    recent_z: int, vae: VAE, mdn_rnn: MDNRNN
-) -> None:
+def test_steps_equal_the_whole_sequence_and_keep_the_latest_z(recent_z: int, vae: VAE, mdn_rnn: MDNRNN) -> None:
     world_model = NeuralWorldModel(vae, mdn_rnn, recent_z)
     assert world_model.feature_dim == recent_z * Z + H
     rng = np.random.default_rng(0)
@@ -76,18 +72,14 @@ def test_step_leaves_its_arguments_alone_and_rows_do_not_mix(vae: VAE, mdn_rnn: 
     together = world_model.step(z, action, h)
     for old, new in zip(before, (z, action, h), strict=True):
         np.testing.assert_array_equal(old, new)
-    alone = np.concatenate(
-        [world_model.step(z[i : i + 1], action[i : i + 1], h[i : i + 1]) for i in range(6)]
-    )
+    alone = np.concatenate([world_model.step(z[i : i + 1], action[i : i + 1], h[i : i + 1]) for i in range(6)])
     np.testing.assert_allclose(together, alone, atol=1e-6)
 
 
 def test_small_integer_actions_are_understood(vae: VAE, mdn_rnn: MDNRNN) -> None:
     world_model = NeuralWorldModel(vae, mdn_rnn)
     z, action, h = some_rows(world_model, 3)
-    np.testing.assert_array_equal(
-        world_model.step(z, action.astype(np.uint8), h), world_model.step(z, action, h)
-    )
+    np.testing.assert_array_equal(world_model.step(z, action.astype(np.uint8), h), world_model.step(z, action, h))
 
 
 # Imagination
@@ -109,12 +101,8 @@ def test_imagined_step_is_drawn_from_the_predicted_mixture(vae: VAE, mdn_rnn: MD
     z, action, h = (np.repeat(x, 40_000, axis=0) for x in one)
     with torch.inference_mode():
         state = tuple(torch.from_numpy(x) for x in (one[2][:, :H], one[2][:, H : 2 * H]))
-        output, reward, logit, _ = mdn_rnn(
-            torch.from_numpy(one[0])[None], torch.from_numpy(one[1])[None], state
-        )
-    pi, mu, sigma = (
-        x[0, 0].double().numpy() for x in (output.log_pi.exp(), output.mu, output.log_sigma.exp())
-    )
+        output, reward, logit, _ = mdn_rnn(torch.from_numpy(one[0])[None], torch.from_numpy(one[1])[None], state)
+    pi, mu, sigma = (x[0, 0].double().numpy() for x in (output.log_pi.exp(), output.mu, output.log_sigma.exp()))
     mean = (pi * mu).sum(-1)
     variance = (pi * (sigma**2 + mu**2)).sum(-1) - mean**2
     dreamt_z, dreamt_reward, terminated, _ = world_model.imagine(z, action, h, 1.0, np.random.default_rng(3))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import ast
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -15,7 +16,7 @@ from wm_lib.config import BUDGETS, load_config, resolve_budget
 from wm_lib.control.controller import Controller
 from wm_lib.errors import StageError, UsageError
 from wm_lib.evaluation import agent_maker, evaluate, random_maker
-from wm_lib.pipeline import Pipeline, project_root, resolve_run_dir
+from wm_lib.pipeline import Pipeline, check_seed, project_root, resolve_run_dir
 from wm_lib.tasks import TASKS, get_task
 
 COMPONENTS = ("vae", "mdn_rnn", "controller", "all")
@@ -37,8 +38,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UsageError as error:
         print(f"wm: {error}", file=sys.stderr)
         return 2
-    except StageError as error:
+    except (StageError, OSError) as error:  # OSError: the disk is full, a folder is not ours, ...
         print(f"wm: {error}", file=sys.stderr)
+        return 1
+    except ModuleNotFoundError as error:
+        print(f"wm: {error}; type: pip install -r requirements.txt", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("\nwm: stopped; what is finished stays, the same command goes on from there", file=sys.stderr)
@@ -148,23 +152,24 @@ def _evaluate(args: argparse.Namespace) -> None:
     if args.sticky and not task.atari:
         raise UsageError(f"--sticky is for the Atari tasks, {task.name} is none")
     seed = load_config(args.budget, task.name, args.config).evaluation.seed if args.seed is None else args.seed
-    if seed < 0:
-        raise UsageError(f"--seed must be 0 or more, got {seed}")
+    check_seed(seed)
+    weights: dict[str, str] = {}
     if args.random:
-        make_agent, weights = random_maker(task), "random"
+        make_agent = random_maker(task)
     else:
-        folder = weights_folder(args, task.name)
+        paths = find_weights(args, task.name)
         from wm_lib.models.neural import NeuralWorldModel
 
-        controller = Controller.load(folder["controller"])
-        world_model = NeuralWorldModel.load(folder["vae"], folder["mdn_rnn"], controller.meta["recent_z"])
-        make_agent, weights = agent_maker(task, world_model, controller), str(folder["controller"].parent)
+        controller = Controller.load(paths["controller"])
+        world_model = NeuralWorldModel.load(paths["vae"], paths["mdn_rnn"], controller.meta.get("recent_z", 1))
+        make_agent = agent_maker(task, world_model, controller)
+        weights = {path.name: checkpoints.read_meta(path)["sha256"] for path in paths.values()}
     result = evaluate(task, make_agent, args.episodes, seed, sticky=args.sticky)
     print(f"{task.name}: {_sentence(result)} over {args.episodes} episodes; target {task.target:g}")
     _report(args, {"task": task.name, "mode": "full", "weights": weights, "sticky": args.sticky, **result})
 
 
-def weights_folder(args: argparse.Namespace, task: str) -> dict[str, Path]:
+def find_weights(args: argparse.Namespace, task: str) -> dict[str, Path]:
     """Where V, M and C of a task are: in --run-dir, or, where none is given, the shipped ones."""
     names = ("vae", "mdn_rnn", "controller")
     shipped = project_root() / "assets" / "weights" / task
@@ -181,6 +186,7 @@ def _course(args: argparse.Namespace) -> None:
     from wm_lib.course.runner import run_course
 
     budget = resolve_budget(args.budget)
+    check_seed(args.seed or 0)
     parameters: dict[str, Any] = {
         "budget": budget,
         "seed": args.seed or 0,
@@ -190,7 +196,10 @@ def _course(args: argparse.Namespace) -> None:
         parameters["task"] = get_task(args.task).name
     if args.config:
         raise UsageError("the notebooks take no --config; train with `wm train --config FILE` and give --run-dir")
-    parameters |= dict(args.parameter)
+    for name, value in args.parameter:
+        if name in ("task", "budget", "seed", "run_dir"):
+            raise UsageError(f"give the notebooks' {name} as --{name.replace('_', '-')} {value}")
+        parameters[name] = _literal(value)
     output = Path(args.output) if args.output else project_root() / "build" / "course" / budget
     records = run_course(parameters, output)
     print(f"{len(records)} notebooks done in {sum(r['minutes'] for r in records):.0f} minutes: {output / 'index.html'}")
@@ -201,6 +210,14 @@ def _config(args: argparse.Namespace) -> None:
     config = load_config(args.budget, get_task(args.task).name if args.task else None, args.config)
     print(yaml.safe_dump(config.to_dict(), sort_keys=False), end="")
     _report(args, {"config": config.to_dict()})
+
+
+def _literal(text: str) -> Any:
+    """A number, a list, True, ... as Python writes it; anything else is text."""
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text
 
 
 def _sentence(score: dict[str, Any]) -> str:

@@ -3,9 +3,9 @@
     collect -> vae -> latents -> mdn_rnn -> controller -> evaluate
 
 A stage lives in `runs/<run>/<task>/<stage>/`. When it is done, `stage.json` says what it was made from: a key over
-its settings, its seed and the files of the stage before. The same key means nothing to do; another key means that
-the old folder is moved aside (`<stage>.previous`) and the stage made anew. A stage that was stopped goes on from its
-last checkpoint.
+its settings, its seed and the key of the stage before. The same key means nothing to do; another key means that
+the old folder is moved aside (`<stage>.previous`) and the stage made anew, or brought back if it was there. A stage
+that was stopped goes on from its last checkpoint.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import hashlib
 import json
 import os
 import platform
+import shlex
 import shutil
 import subprocess
 import time
@@ -26,6 +27,7 @@ import numpy as np
 
 from wm_lib import checkpoints, rollouts
 from wm_lib.config import Config, load_config, resolve_budget
+from wm_lib.control.agent import feature_statistics
 from wm_lib.control.controller import Controller
 from wm_lib.errors import StageError, UsageError
 from wm_lib.evaluation import agent_maker, evaluate, random_maker
@@ -44,7 +46,8 @@ _SECTIONS = {
     "evaluate": "evaluation",
 }
 _PACKAGES = ("numpy", "torch", "gymnasium", "envpool", "ale-py", "box2d", "cma", "stable-baselines3")
-_CHECKPOINT = "checkpoint.safetensors"
+_NOT_KEPT = ("stage", "started", "checkpoint")  # files of these names are not what a stage is made for
+_RECORD = {"key", "seed", "config", "minutes", "files", "facts"}  # what is read from a stage.json
 
 
 @dataclass(frozen=True)
@@ -56,12 +59,14 @@ class Pipeline:
         config: All settings.
         directory: `runs/<run>/<task>`.
         seed: Seed of the run.
+        arguments: What to give to `wm` for this run, for messages and manifests; "" = task and folder.
     """
 
     task: Task
     config: Config
     directory: Path
     seed: int = 0
+    arguments: str = ""
 
     @classmethod
     def open(
@@ -75,17 +80,23 @@ class Pipeline:
         """The pipeline of a task as a command line or a notebook names it; run_dir "auto" is runs/<budget>.
 
         Raises:
-            UsageError: An unknown task or budget, a bad configuration, or a negative seed.
+            UsageError: An unknown task or budget, a bad configuration, or a seed out of range.
         """
         found = get_task(task)
-        if seed < 0:
-            raise UsageError(f"seed must be 0 or more, got {seed}")
+        check_seed(seed)
         config = load_config(budget, found.name, config_file)
-        return cls(found, config, resolve_run_dir(run_dir, budget) / found.name, seed)
+        arguments = ["--task", found.name, "--budget", resolve_budget(budget)]
+        if str(run_dir) != "auto":
+            arguments += ["--run-dir", str(run_dir)]
+        if seed:
+            arguments += ["--seed", str(seed)]
+        if config_file is not None:
+            arguments += ["--config", str(config_file)]
+        return cls(found, config, resolve_run_dir(run_dir, budget) / found.name, seed, shlex.join(arguments))
 
     def build(self, stage: str) -> Path:
         """Make a stage and whatever it needs; returns its folder. What is there already is not made again."""
-        for name in STAGES[: STAGES.index(stage) + 1]:
+        for name in (*_before(stage), stage):
             self.run_stage(name)
         return self.directory / stage
 
@@ -96,17 +107,19 @@ class Pipeline:
             StageError: The stage before is missing, not finished, or damaged.
         """
         directory, key = self.directory / stage, self._key(stage)
-        if self._is_done(directory, key):
+        if self._is_done(stage, key) or (_bring_back(directory, key) and self._is_done(stage, key)):
             return directory
-        spent = self._open_stage(directory, key)
+        for earlier in _before(stage):
+            if (self.directory / earlier / "stage.json").exists() and not self._is_current(earlier):
+                print(f"{self.directory / earlier} was made with other settings; {stage} goes on from it as it is")
+        spent = _open_stage(directory, key)
         start = time.perf_counter()
         try:
             facts = _STEPS[stage](self, directory)
         finally:
             minutes = spent + (time.perf_counter() - start) / 60
             checkpoints.write_json(directory / "started.json", {"key": key, "minutes": minutes})
-        for name in (_CHECKPOINT, "checkpoint.json"):
-            (directory / name).unlink(missing_ok=True)
+        artefacts = [path for path in sorted(directory.iterdir()) if path.suffix in (".safetensors", ".json")]
         checkpoints.write_json(
             directory / "stage.json",
             {
@@ -117,29 +130,37 @@ class Pipeline:
                 "seed": self.seed,
                 "config": self._settings(stage),
                 "minutes": minutes,
-                "files": {path.name: checkpoints.sha256_file(path) for path in sorted(directory.glob("*.safetensors"))},
+                "files": {path.name: checkpoints.sha256_file(path) for path in artefacts if path.stem not in _NOT_KEPT},
                 "facts": facts,
                 "machine": machine(),
                 "versions": versions(),
             },
         )
+        # Only now: killed before, the stage would have neither a record nor anything to resume from.
+        for name in ("checkpoint.safetensors", "checkpoint.json"):
+            (directory / name).unlink(missing_ok=True)
         return directory
 
     def facts(self, stage: str) -> dict[str, Any]:
         """What `stage.json` of a finished stage says.
 
         Raises:
-            StageError: The stage has not been made; the message says how to.
+            StageError: The stage has not been made, or its record is damaged; the message says what to type.
         """
-        path = self.directory / stage / "stage.json"
-        if not path.exists():
-            component = {"latents": "vae", "evaluate": "all"}.get(stage, stage)
-            how = "wm collect" if stage == "collect" else f"wm train --component {component}"
+        missing = [name for name in (*_before(stage), stage) if not (self.directory / name / "stage.json").exists()]
+        if stage in missing:
             raise StageError(
-                f"{stage} of {self.task.name} is missing in {self.directory}; "
-                f"make it with: {how} --task {self.task.name} --run-dir {self.directory.parent}"
+                f"{', '.join(missing)} of {self.task.name} not made yet in {self.directory}; "
+                f"type: {self._command(missing[0])}"
             )
-        return checkpoints.read_json(path)
+        path = self.directory / stage / "stage.json"
+        try:
+            record = checkpoints.read_json(path)
+        except StageError:
+            record = None
+        if not isinstance(record, dict) or not _RECORD <= record.keys():
+            raise StageError(f"{path} is damaged; make {stage} again with: {self._command(stage)}")
+        return record
 
     def rollouts(self) -> rollouts.Rollouts:
         """The collected data."""
@@ -191,33 +212,35 @@ class Pipeline:
             made_from["upstream"] = self.facts(STAGES[STAGES.index(stage) - 1])["key"]
         return hashlib.sha256(json.dumps(made_from, sort_keys=True).encode()).hexdigest()
 
-    def _is_done(self, directory: Path, key: str) -> bool:
-        if not (directory / "stage.json").exists():
-            return False
-        record = checkpoints.read_json(directory / "stage.json")
-        if record["key"] != key:
-            return False
-        for name, digest in record["files"].items():
-            if not (directory / name).exists() or checkpoints.sha256_file(directory / name) != digest:
-                print(f"{directory / name} is damaged; making {directory.name} again")
-                (directory / "stage.json").unlink()
-                return False
-        return True
+    def _command(self, stage: str) -> str:
+        """What to type to have this stage made, the ones before it being there."""
+        arguments = self.arguments or shlex.join(["--task", self.task.name, "--run-dir", str(self.directory.parent)])
+        if stage == "collect":
+            return f"wm collect {arguments}"
+        component = {"latents": "vae", "evaluate": "all"}.get(stage, stage)
+        return f"wm train --component {component} {arguments}"
 
-    def _open_stage(self, directory: Path, key: str) -> float:
-        """Make the folder ready: to go on if it was begun with the same key, else empty; minutes spent so far."""
-        started = directory / "started.json"
-        if started.exists():
-            record = checkpoints.read_json(started)
-            if record["key"] == key:
-                return record["minutes"]
-        if directory.exists():
-            previous = directory.with_name(f"{directory.name}.previous")
-            print(f"{directory} was made with other settings; moved to {previous.name}")
-            shutil.rmtree(previous, ignore_errors=True)
-            os.replace(directory, previous)
-        checkpoints.write_json(started, {"key": key, "minutes": 0.0})
-        return 0.0
+    def _is_current(self, stage: str) -> bool:
+        record = self.facts(stage)
+        return record["seed"] == self.seed and record["config"] == self._settings(stage)
+
+    def _is_done(self, stage: str, key: str) -> bool:
+        path = self.directory / stage / "stage.json"
+        if not path.exists():
+            return False
+        try:
+            record = self.facts(stage)
+        except StageError:
+            damaged = path
+        else:
+            if record["key"] != key:
+                return False
+            damaged = _first_damaged(path.parent, record["files"])
+        if damaged is None:
+            return True
+        print(f"{damaged} is missing or damaged; making {stage} again")
+        path.unlink()
+        return False
 
     def _collect(self, directory: Path) -> dict[str, Any]:
         config = self.config.collect
@@ -280,6 +303,7 @@ class Pipeline:
                 seed=self.seed,
                 directory=directory,
                 make_env=lambda num_envs, seed: make_env(self.task, num_envs, seed),
+                statistics=feature_statistics(world_model, self.latents()),
             )
         else:
             from wm_lib.control.evolution import train_evolution
@@ -305,17 +329,18 @@ class Pipeline:
                 "env_id": self.task.env_id,
                 "target": self.task.target,
                 "mode": "full",
-                "variant": self.config.controller.type,
+                "variant": made["controller"]["config"]["type"],
                 "provisional": score["mean"] < self.task.target,
                 "seed": self.seed,
                 "score": score,
                 "random_score": random,
                 "real_steps": {"total": sum(steps.values()), **steps},
                 "minutes": {stage: record["minutes"] for stage, record in made.items()},
-                "config": self.config.to_dict(),
+                "config": self.config.to_dict() | {section: made[stage]["config"]
+                                                   for stage, section in _SECTIONS.items() if stage in made},
                 "machine": machine(),
                 "versions": versions(),
-                "command": f"wm train --task {self.task.name} --component all",
+                "command": self._command("evaluate"),
                 "commit": commit(),
                 "weights": {name: sha for record in made.values() for name, sha in record["files"].items()
                             if name in ("vae.safetensors", "mdn_rnn.safetensors", "controller.safetensors")},
@@ -332,6 +357,68 @@ _STEPS = {
     "controller": Pipeline._controller,
     "evaluate": Pipeline._evaluate,
 }
+
+
+def _before(stage: str) -> tuple[str, ...]:
+    if stage not in STAGES:
+        raise UsageError(f"unknown stage '{stage}'; choose one of {', '.join(STAGES)}")
+    return STAGES[: STAGES.index(stage)]
+
+
+def _first_damaged(directory: Path, files: dict[str, str]) -> Path | None:
+    for name, digest in files.items():
+        path = directory / name
+        if not path.exists() or checkpoints.sha256_file(path) != digest:
+            return path
+    return None
+
+
+def _started(directory: Path) -> tuple[str | None, float]:
+    """Key of the stage that was begun in a folder and the minutes spent on it; None where that cannot be told."""
+    try:
+        record = checkpoints.read_json(directory / "started.json")
+        return record["key"], float(record["minutes"])
+    except (StageError, LookupError, TypeError, ValueError):
+        return None, 0.0
+
+
+def _previous(directory: Path) -> Path:
+    return directory.with_name(f"{directory.name}.previous")
+
+
+def _bring_back(directory: Path, key: str) -> bool:
+    """Exchange a stage's folder with the one that was moved aside, if that is of this key and the folder is not."""
+    previous = _previous(directory)
+    if _started(directory)[0] == key or _started(previous)[0] != key:
+        return False
+    print(f"{directory} was made with other settings; exchanged with {previous.name}")
+    other = directory.with_name(f"{directory.name}.exchanged")
+    shutil.rmtree(other, ignore_errors=True)
+    if directory.exists():
+        os.replace(directory, other)
+    os.replace(previous, directory)
+    if other.exists():
+        os.replace(other, previous)
+    return True
+
+
+def _open_stage(directory: Path, key: str) -> float:
+    """Make the folder ready: to go on if it was begun with the same key, else empty; minutes spent so far."""
+    started, minutes = _started(directory)
+    if started == key:
+        return minutes
+    if directory.exists():
+        print(f"{directory} was made with other settings; moved to {_previous(directory).name}")
+        shutil.rmtree(_previous(directory), ignore_errors=True)
+        os.replace(directory, _previous(directory))
+    checkpoints.write_json(directory / "started.json", {"key": key, "minutes": 0.0})
+    return 0.0
+
+
+def check_seed(seed: int) -> None:
+    """Raise UsageError unless 0 <= seed < 2**31, what every generator here takes."""
+    if not 0 <= seed < 2**31:
+        raise UsageError(f"seed must be from 0 to {2**31 - 1}, got {seed}")
 
 
 def resolve_run_dir(run_dir: str | Path = "auto", budget: str = "auto") -> Path:

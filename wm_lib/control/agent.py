@@ -11,6 +11,8 @@ from wm_lib.errors import StageError
 from wm_lib.models.world_model import WorldModel
 from wm_lib.seeding import derive_seed
 
+MIN_FEATURE_STD = 0.1
+
 
 class Agent:
     """Plays `num_envs` environments side by side, with a memory for each.
@@ -64,6 +66,27 @@ class Agent:
         """Tie the sampled actions of one row to the seed of the episode that begins there."""
         if self.rngs is not None:
             self.rngs[slot] = np.random.default_rng(derive_seed(seed, "actions"))
+
+
+def feature_statistics(world_model: WorldModel, latents: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and standard deviation, each float32 (feature_dim,), of what C would see on collected data.
+
+    Args:
+        world_model: V and M.
+        latents: `mu` (sequences, time, z_dim), `action` and `first` (sequences, time), see `wm_lib.models.latents`.
+    """
+    h = world_model.initial_state(len(latents["mu"]))
+    total = squares = np.zeros(world_model.feature_dim)
+    for t in range(latents["mu"].shape[1]):
+        h[latents["first"][:, t]] = 0
+        z = latents["mu"][:, t]
+        features = world_model.features(z, h).astype(np.float64)
+        total, squares = total + features.sum(0), squares + np.square(features).sum(0)
+        h = world_model.step(z, latents["action"][:, t], h)
+    mean = total / latents["first"].size
+    std = np.sqrt(np.maximum(squares / latents["first"].size - np.square(mean), 0))
+    # What hardly ever moves in the data must not be blown up when it does.
+    return mean.astype(np.float32), np.maximum(std, MIN_FEATURE_STD).astype(np.float32)
 
 
 class FeatureAgent:

@@ -78,8 +78,7 @@ class Controller:
 
     def logits(self, features: np.ndarray) -> np.ndarray:
         """Unnormalised log-probabilities, float32 (batch, num_actions), of features (batch, feature_dim)."""
-        x = (np.asarray(features, np.float32) - self.feature_mean) / self.feature_std
-        x = np.clip(x, -FEATURE_LIMIT, FEATURE_LIMIT)
+        x = normalise(features, self.feature_mean, self.feature_std)
         for weight, bias in zip(self.weights[:-1], self.biases[:-1], strict=True):
             x = np.tanh(x @ weight + bias)
         return x @ self.weights[-1] + self.biases[-1]
@@ -135,6 +134,11 @@ class Population:
         grouped = features.reshape(len(self.params), -1, self.feature_dim)
         logits = population_logits(self.params, grouped)
         return choose(logits.reshape(len(features), -1), rngs)
+
+
+def normalise(features: np.ndarray, mean: np.ndarray, std: np.ndarray) -> np.ndarray:
+    """Features (batch, feature_dim) in standard deviations from their mean, float32, within +-`FEATURE_LIMIT`."""
+    return np.clip((np.asarray(features, np.float32) - mean) / std, -FEATURE_LIMIT, FEATURE_LIMIT)
 
 
 def num_params(feature_dim: int, num_actions: int) -> int:

@@ -19,7 +19,7 @@ from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.vec_env import VecEnv
 
 from wm_lib.config import ControllerConfig
-from wm_lib.control.controller import Controller
+from wm_lib.control.controller import Controller, normalise
 from wm_lib.events import Progress
 from wm_lib.models import training
 from wm_lib.models.world_model import WorldModel
@@ -38,12 +38,20 @@ class FeatureVecEnv(VecEnv):
         world_model: V and M.
         reward_scale: Factor on the reward.
         clip_reward: Whether the scaled reward is clipped to [-1, 1].
+        statistics: Mean and standard deviation of the features, each (feature_dim,), by which they are normalised.
     """
 
     def __init__(
-        self, env: VectorEnv, world_model: WorldModel, reward_scale: float = 1.0, clip_reward: bool = False
+        self,
+        env: VectorEnv,
+        world_model: WorldModel,
+        reward_scale: float = 1.0,
+        clip_reward: bool = False,
+        statistics: tuple[np.ndarray, np.ndarray] | None = None,
     ) -> None:
         self.env, self.world_model = env, world_model
+        size = world_model.feature_dim
+        self.mean, self.std = statistics or (np.zeros(size, np.float32), np.ones(size, np.float32))
         self.reward_scale, self.clip_reward = reward_scale, clip_reward
         box = spaces.Box(-np.inf, np.inf, (world_model.feature_dim,), np.float32)
         super().__init__(env.num_envs, box, env.single_action_space)
@@ -52,7 +60,7 @@ class FeatureVecEnv(VecEnv):
         obs, _ = self.env.reset()
         self.z, self.h = self.world_model.encode(obs), self.world_model.initial_state(self.num_envs)
         self.returns, self.lengths = np.zeros(self.num_envs), np.zeros(self.num_envs, int)
-        return self.world_model.features(self.z, self.h)
+        return self._features()
 
     def step_async(self, actions: np.ndarray) -> None:
         self.actions = actions
@@ -61,7 +69,7 @@ class FeatureVecEnv(VecEnv):
         obs, reward, terminated, truncated, _ = self.env.step(self.actions)
         self.h = self.world_model.step(self.z, self.actions, self.h)
         self.z = self.world_model.encode(obs)
-        features = self.world_model.features(self.z, self.h)
+        features = self._features()
         self.returns += reward
         self.lengths += 1
         done = terminated | truncated
@@ -77,9 +85,12 @@ class FeatureVecEnv(VecEnv):
             self.z[done] = self.world_model.encode(obs[done])
             self.h[done] = 0
             self.returns[done], self.lengths[done] = 0, 0
-            features = self.world_model.features(self.z, self.h)
+            features = self._features()
         reward = reward * self.reward_scale
         return features, np.clip(reward, -1, 1) if self.clip_reward else reward, done, infos
+
+    def _features(self) -> np.ndarray:
+        return normalise(self.world_model.features(self.z, self.h), self.mean, self.std)
 
     def close(self) -> None:
         self.env.close()
@@ -121,11 +132,13 @@ def train_ppo(
     seed: int,
     directory: Path,
     make_env: Callable[[int, int], VectorEnv],
+    statistics: tuple[np.ndarray, np.ndarray] | None = None,
 ) -> Controller:
     """Train C on `world_model`'s features in the environments that `make_env(num_envs, seed)` makes.
 
     The environments are made anew at every checkpoint (`config.block_steps` decisions), since an emulator's state
-    cannot be saved: a killed run, resumed from `directory`, then ends bit for bit like an undisturbed one.
+    cannot be saved: a killed run, resumed from `directory`, then ends bit for bit like an undisturbed one. `statistics`
+    normalise the features, see `FeatureVecEnv`.
 
     Returns:
         The final policy; its meta holds `real_steps`, the decisions made.
@@ -143,6 +156,7 @@ def train_ppo(
                 world_model,
                 config.reward_scale,
                 config.clip_reward,
+                statistics,
             )
             try:
                 model = _make_ppo(env, config, total, end, derive_seed(seed, "ppo", "torch", step))
@@ -154,7 +168,9 @@ def train_ppo(
                 env.close()
             step = end
             training.save(path, model.policy, model.policy.optimizer, step)
-    return export(model, {"real_steps": total})
+    controller = export(model, {"real_steps": total})
+    controller.feature_mean, controller.feature_std = env.mean, env.std
+    return controller
 
 
 def _make_ppo(env: VecEnv, config: ControllerConfig, total: int, end: int, seed: int) -> PPO:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import hashlib
 import html
 import json
@@ -33,61 +34,100 @@ def run_course(parameters: dict[str, Any], output: Path) -> list[dict[str, Any]]
     """Execute every notebook with the same parameters; what an earlier call finished is skipped.
 
     A notebook counts as finished when its source, the parameters and the notebooks before it are the same as
-    then. Executed notebooks, their HTML and `index.html` go into `output`.
+    then, and the folder they worked in is still there. Executed notebooks, their HTML and `index.html` go into
+    `output`.
 
     Args:
-        parameters: Papermill parameters, checked against every notebook before anything runs.
+        parameters: Papermill parameters, checked before anything runs. Each notebook gets those it has.
         output: Folder for the results.
 
     Returns:
-        One record per notebook: name, status ("ran" | "skipped"), minutes.
+        One record per notebook: name, digest, status ("ran" | "skipped"), minutes.
 
     Raises:
-        UsageError: A notebook does not have one of the parameters.
+        UsageError: No notebook has one of the parameters, or its value is of another type than the notebook's own.
         StageError: A notebook failed; the ones before it stay done.
     """
+    notebooks = find_notebooks()
+    chosen = _check_parameters(notebooks, parameters)
+    output = output.resolve()
+    output.mkdir(parents=True, exist_ok=True)
+    run_dir = parameters.get("run_dir")
+    afresh = run_dir is not None and not Path(run_dir).exists()
+    records: list[dict[str, Any]] = []
+    digest = json.dumps(parameters, sort_keys=True, default=str)
+    with tqdm(notebooks, desc="course", unit="notebook") as bar:
+        for notebook in bar:
+            bar.set_postfix_str(notebook.stem)
+            digest = hashlib.sha256((digest + notebook.read_text(encoding="utf-8")).encode()).hexdigest()
+            record = None if afresh else _finished(notebook, output, digest)
+            records.append(record or _run_notebook(notebook, chosen[notebook], output, digest))
+            write_index(records, parameters, output)
+    return records
+
+
+def _check_parameters(notebooks: list[Path], parameters: dict[str, Any]) -> dict[Path, dict[str, Any]]:
+    """The parameters that each notebook has."""
     import papermill
 
-    notebooks = find_notebooks()
-    for notebook in notebooks:
-        known = papermill.inspect_notebook(str(notebook))
-        for name in parameters:
-            if name not in known:
-                raise UsageError(f"{notebook.name} has no parameter '{name}'; choose one of {', '.join(sorted(known))}")
-    output.mkdir(parents=True, exist_ok=True)
-    records: list[dict[str, Any]] = []
-    digest = json.dumps(parameters, sort_keys=True)
-    for notebook in tqdm(notebooks, desc="course", unit="notebook"):
-        digest = hashlib.sha256((digest + notebook.read_text(encoding="utf-8")).encode()).hexdigest()
-        records.append(_run_notebook(notebook, parameters, output, digest))
-        write_index(records, parameters, output)
-    return records
+    known = {notebook: papermill.inspect_notebook(str(notebook)) for notebook in notebooks}
+    every = sorted({name for own in known.values() for name in own})
+    for name, value in parameters.items():
+        if name not in every:
+            raise UsageError(f"no notebook has a parameter '{name}'; choose one of {', '.join(every) or 'none'}")
+        for notebook, own in known.items():
+            if name in own and not _fits(value, own[name]["default"]):
+                raise UsageError(f"{notebook.name}: {name} is {own[name]['default']} there, {value!r} is no such value")
+    return {
+        notebook: {name: value for name, value in parameters.items() if name in own} for notebook, own in known.items()
+    }
+
+
+def _fits(value: Any, default: str) -> bool:
+    """Whether a value is of the type of a notebook's default, which is given as source."""
+    try:
+        wanted = type(ast.literal_eval(default))
+    except (ValueError, SyntaxError):  # an expression
+        return True
+    return wanted is type(None) or type(value) is wanted or (wanted is float and type(value) is int)
+
+
+def _finished(notebook: Path, output: Path, digest: str) -> dict[str, Any] | None:
+    """The record of an earlier call that executed the same; None without one."""
+    try:
+        record = checkpoints.read_json(output / f"{notebook.stem}.json")
+    except StageError:
+        return None
+    same = isinstance(record, dict) and record.get("digest") == digest
+    return record | {"status": "skipped"} if same and (output / f"{notebook.stem}.html").exists() else None
 
 
 def _run_notebook(notebook: Path, parameters: dict[str, Any], output: Path, digest: str) -> dict[str, Any]:
     import papermill
+    from jupyter_client.kernelspec import NoSuchKernel
+    from nbclient.exceptions import DeadKernelError
     from papermill.exceptions import PapermillExecutionError
 
-    record_path = output / f"{notebook.stem}.json"
-    if record_path.exists():
-        record = checkpoints.read_json(record_path)
-        if record["digest"] == digest:
-            return record | {"status": "skipped"}
     executed = output / notebook.name
+    again = f"its output is in {executed}; the same command goes on from there"
     begin = datetime.now(UTC)
     try:
         papermill.execute_notebook(
             str(notebook), str(executed), parameters, cwd=str(notebook.parent), progress_bar=True
         )
     except PapermillExecutionError as error:
+        what = " ".join(f"{error.ename}: {error.evalue}".split())
+        raise StageError(f"{notebook.name} failed in cell {error.exec_count}: {what}; {again}") from None
+    except DeadKernelError:
+        raise StageError(f"{notebook.name} failed: its kernel died, mostly for lack of memory; {again}") from None
+    except NoSuchKernel as error:
         raise StageError(
-            f"{notebook.name} failed in cell {error.exec_count}: {error.ename}: {error.evalue}; "
-            f"its output is in {executed}; the same command goes on from there"
+            f"{notebook.name} needs the Jupyter kernel {error.name}; type: pip install ipykernel"
         ) from None
     _to_html(executed)
     minutes = (datetime.now(UTC) - begin).total_seconds() / 60
     record = {"name": notebook.stem, "digest": digest, "status": "ran", "minutes": minutes}
-    checkpoints.write_json(record_path, record)
+    checkpoints.write_json(output / f"{notebook.stem}.json", record)
     return record
 
 

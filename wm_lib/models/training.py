@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -22,6 +25,19 @@ Update = Callable[[int, np.random.Generator], tuple[Tensor, dict[str, Tensor]]]
 def fast_autocast() -> torch.autocast:
     """bfloat16 where the processor multiplies it natively, float32 elsewhere."""
     return torch.autocast("cpu", torch.bfloat16, enabled=torch.cpu._is_avx512_bf16_supported())
+
+
+def keep_freed_memory() -> None:
+    """Tell glibc to keep the memory of freed tensors for the next ones.
+
+    By default it goes back to the kernel and is asked for, and zeroed, again at every step, which costs V's training
+    a sixth of its time. Nothing happens where there is no glibc.
+    """
+    if sys.platform == "linux":
+        with contextlib.suppress(OSError, AttributeError):
+            libc = ctypes.CDLL("libc.so.6")
+            libc.mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD
+            libc.mallopt(-3, 2**25)  # M_MMAP_THRESHOLD, the largest allowed
 
 
 def one_cycle(step: int, num_updates: int, peak: float) -> float:
@@ -55,7 +71,8 @@ def run(
         learning_rate: Peak of the one-cycle schedule.
         max_grad_norm: Gradients longer than this are clipped.
     """
-    optimizer = torch.optim.Adam(model.parameters(), lr=learning_rate)
+    keep_freed_memory()
+    optimizer = torch.optim.Adam(model.parameters(), lr=learning_rate, fused=True)
     path = directory / "checkpoint.safetensors"
     step = restore(path, model, optimizer)
     with Progress(name, num_updates, "update", directory, start=step) as progress:

@@ -22,16 +22,30 @@ from wm_lib.models import training
 from wm_lib.rollouts import Rollouts
 
 CONTRAST = 4.0  # differences from the background are small numbers; this brings them to the scale of 1
-FOREGROUND_THRESHOLD = 0.1  # of full brightness
+FOREGROUND_THRESHOLD = 25  # of 255
 FOREGROUND_BUDGET = 2000.0  # total weight a frame's foreground may carry, so that a large one is not over-weighted
 WARM_UP = 0.2  # share of the updates over which beta grows from 0
+
+
+def to_patches(pictures: Tensor) -> Tensor:
+    """Cut pictures (batch, 64, 64, channels) into 4 x 4 patches: (batch, 16 * channels, 16, 16), channels last."""
+    batch, channels = pictures.shape[0], pictures.shape[3]
+    grid = pictures.reshape(batch, 16, 4, 16, 4, channels).permute(0, 1, 3, 2, 4, 5)
+    return grid.reshape(batch, 16, 16, 16 * channels).permute(0, 3, 1, 2)
+
+
+def from_patches(patches: Tensor) -> Tensor:
+    """Put pictures together again, the inverse of `to_patches`."""
+    batch, channels = patches.shape[0], patches.shape[1] // 16
+    grid = patches.permute(0, 2, 3, 1).reshape(batch, 16, 16, 4, 4, channels).permute(0, 1, 3, 2, 4, 5)
+    return grid.reshape(batch, 64, 64, channels)
 
 
 class VAE(nn.Module):
     """Encoder and decoder around a diagonal Gaussian over z.
 
-    Frames are cut into 4 x 4 patches (space to depth) before the first convolution and put together again after
-    the last: the same picture as 48 channels of 16 x 16, on which a CPU multiplies matrices at full speed.
+    Both work on 4 x 4 patches: the same picture as 48 channels of 16 x 16, on which a processor multiplies
+    matrices at full speed.
 
     Args:
         z_dim: Size of the latent vector.
@@ -42,7 +56,6 @@ class VAE(nn.Module):
         super().__init__()
         self.z_dim = z_dim
         self.encoder = nn.Sequential(
-            nn.PixelUnshuffle(4),
             nn.Conv2d(48, 64, 3, padding=1), nn.ReLU(),
             nn.Conv2d(64, 128, 4, stride=2, padding=1), nn.ReLU(),
             nn.Conv2d(128, 256, 4, stride=2, padding=1), nn.ReLU(),
@@ -51,36 +64,33 @@ class VAE(nn.Module):
         )  # fmt: skip
         self.decoder = nn.Sequential(
             nn.Linear(z_dim, 256 * 4 * 4), nn.Unflatten(1, (256, 4, 4)), nn.ReLU(),
-            nn.Conv2d(256, 128 * 4, 3, padding=1), nn.PixelShuffle(2), nn.ReLU(),
-            nn.Conv2d(128, 64 * 4, 3, padding=1), nn.PixelShuffle(2), nn.ReLU(),
-            nn.Conv2d(64, 48, 3, padding=1), nn.PixelShuffle(4),
+            nn.Conv2d(256, 64 * 4, 3, padding=1), nn.PixelShuffle(2), nn.ReLU(),
+            nn.Conv2d(64, 64 * 4, 3, padding=1), nn.PixelShuffle(2), nn.ReLU(),
+            nn.Conv2d(64, 48, 3, padding=1),
         )  # fmt: skip
         if background is None:
             background = np.zeros((64, 64, 3), np.float32)
-        self.register_buffer("background", torch.as_tensor(background, dtype=torch.float32).permute(2, 0, 1).clone())
+        self.register_buffer("background", torch.tensor(background, dtype=torch.float32))
         self.to(memory_format=torch.channels_last)
 
-    def pixels(self, frames: Tensor | np.ndarray) -> Tensor:
-        """Frames uint8 (batch, 64, 64, 3) as float32 (batch, 3, 64, 64) in [0, 1]."""
-        return torch.as_tensor(frames).permute(0, 3, 1, 2).float().div_(255)
+    def centre(self, frames: Tensor | np.ndarray) -> Tensor:
+        """Difference of frames uint8 (batch, 64, 64, 3) from the background, in patches (batch, 48, 16, 16)."""
+        patches = to_patches(torch.as_tensor(frames)) - to_patches(self.background[None] * 255)
+        return patches.mul_(CONTRAST / 255)
 
-    def posterior(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
-        """q(z | frame): `mu` and `log_sigma`, each (batch, z_dim), from pixels in [0, 1]."""
-        out = self.encoder((pixels - self.background) * CONTRAST)
-        mu, log_sigma = out.float().chunk(2, dim=1)
+    def posterior(self, centred: Tensor) -> tuple[Tensor, Tensor]:
+        """q(z | frame): `mu` and `log_sigma`, each (batch, z_dim), from what `centre` makes."""
+        mu, log_sigma = self.encoder(centred).float().chunk(2, dim=1)
         return mu, log_sigma.clamp(-7, 3)
 
     def encode(self, frames: Tensor | np.ndarray) -> tuple[Tensor, Tensor]:
         """`mu` and `log_sigma`, each float32 (batch, z_dim), of frames uint8 (batch, 64, 64, 3)."""
-        return self.posterior(self.pixels(frames))
-
-    def draw(self, z: Tensor) -> Tensor:
-        """Mean of p(frame | z), unclipped: (batch, 3, 64, 64)."""
-        return self.background + self.decoder(z).float() / CONTRAST
+        return self.posterior(self.centre(frames))
 
     def decode(self, z: Tensor) -> Tensor:
-        """Pixels (batch, 3, 64, 64) in [0, 1] of z (batch, z_dim)."""
-        return self.draw(z).clamp(0, 1)
+        """Mean of p(frame | z), pixels (batch, 3, 64, 64) in [0, 1], of z (batch, z_dim)."""
+        difference = from_patches(self.decoder(z).float()) / CONTRAST
+        return (self.background + difference).clamp(0, 1).permute(0, 3, 1, 2)
 
 
 def kl_divergence(mu: Tensor, log_sigma: Tensor) -> Tensor:
@@ -88,36 +98,43 @@ def kl_divergence(mu: Tensor, log_sigma: Tensor) -> Tensor:
     return 0.5 * (mu.square() + (2 * log_sigma).exp() - 1) - log_sigma
 
 
-def foreground_weights(pixels: Tensor, scenery: Tensor, weight: float) -> Tensor:
-    """Weight of every pixel in the reconstruction loss: 1, and more where something differs from its episode's scenery.
+def foreground_weights(frames: Tensor, scenery: Tensor, weight: float) -> Tensor:
+    """Weight of every pixel in the loss: 1, and more where it differs from its episode's scenery.
 
     Args:
-        pixels: (batch, 3, 64, 64) in [0, 1].
+        frames: uint8 (batch, 64, 64, 3).
         scenery: The same shape: the median frame of each frame's own episode.
-        weight: Weight of a foreground pixel, reduced when the foreground is large.
+        weight: Weight of a foreground pixel, reduced (not below 1) when the foreground is large.
 
     Returns:
-        (batch, 1, 64, 64).
+        float32 (batch, 64, 64, 1).
     """
-    foreground = ((pixels - scenery).abs().amax(1, keepdim=True) > FOREGROUND_THRESHOLD).float()
+    difference = torch.maximum(frames, scenery) - torch.minimum(frames, scenery)
+    foreground = (difference.amax(3, keepdim=True) > FOREGROUND_THRESHOLD).float()
     size = foreground.sum((1, 2, 3), keepdim=True).clamp(min=1)
-    return 1 + foreground * (torch.clamp(FOREGROUND_BUDGET / size, max=weight) - 1).clamp(min=0)
+    return 1 + foreground * ((FOREGROUND_BUDGET / size).clamp(1, weight) - 1)
 
 
-def vae_loss(vae: VAE, pixels: Tensor, weights: Tensor | float, beta: float) -> tuple[Tensor, dict[str, Tensor]]:
+def vae_loss(
+    vae: VAE, frames: Tensor | np.ndarray, weights: Tensor | None, beta: float
+) -> tuple[Tensor, dict[str, Tensor]]:
     """Negative evidence lower bound with weighted squared error: error + beta * KL, summed over pixels and latents.
 
     Args:
-        pixels: (batch, 3, 64, 64) in [0, 1].
-        weights: (batch, 1, 64, 64), or 1.
+        frames: uint8 (batch, 64, 64, 3); their error is counted in units of full brightness.
+        weights: (batch, 64, 64, 1), or None for 1 everywhere.
         beta: Weight of the KL term (Higgins et al., 2017).
 
     Returns:
         The loss per frame, and its parts `error` and `kl` per frame.
     """
-    mu, log_sigma = vae.posterior(pixels)
+    centred = vae.centre(frames)
+    mu, log_sigma = vae.posterior(centred)
     z = mu + log_sigma.exp() * torch.randn_like(mu)
-    error = ((vae.draw(z) - pixels).square() * weights).sum((1, 2, 3)).mean()
+    error = (vae.decoder(z).float() - centred).square()
+    if weights is not None:
+        error = error * to_patches(weights.expand(-1, -1, -1, 3))
+    error = error.sum() / (CONTRAST**2 * len(centred))
     kl = kl_divergence(mu, log_sigma).sum(1).mean()
     return error + beta * kl, {"error": error.detach(), "kl": kl.detach()}
 
@@ -155,12 +172,12 @@ def train_vae(rollouts: Rollouts, config: VAEConfig, *, seed: int, directory: Pa
     )
 
     def batch_loss(index: np.ndarray, beta: float) -> tuple[Tensor, dict[str, Tensor]]:
-        pixels = vae.pixels(rollouts.gather(index)).contiguous(memory_format=torch.channels_last)
-        weights: Tensor | float = 1.0
+        frames = torch.from_numpy(rollouts.gather(index))
+        weights = None
         if config.centred:
-            weights = foreground_weights(pixels, vae.pixels(scenery[episode[index]]), config.foreground_weight)
+            weights = foreground_weights(frames, scenery[episode[index]], config.foreground_weight)
         with training.fast_autocast():
-            return vae_loss(vae, pixels, weights, beta)
+            return vae_loss(vae, frames, weights, beta)
 
     def update(step: int, rng: np.random.Generator) -> tuple[Tensor, dict[str, Tensor]]:
         beta = config.beta * min(1.0, step / (WARM_UP * config.num_updates))

@@ -1,0 +1,167 @@
+# ---
+# jupyter:
+#   jupytext:
+#     formats: ipynb,py:percent
+#     notebook_metadata_filter: -jupytext.text_representation.jupytext_version
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#       format_version: '1.3'
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # 02 Data collection
+# **What should an agent that knows nothing look at?**
+#
+# ## Goals
+# - Collect the frames from which V and M will learn.
+# - See what random play covers of a world and what it never sees.
+# - Measure what random play earns: the line every agent has to be above.
+#
+# ## Before you start
+# [00 Start here](00_start_here.ipynb). If a cell fails on an import, [01 Diagnostics](01_diagnostics.ipynb) says what to type.
+
+# %% [markdown]
+# ## Parameters
+# Change them here in JupyterLab, or from outside with papermill: `-p task pong`. `wm course` does that for all notebooks.
+
+# %% tags=["parameters"]
+task: str = "car-racing"  # pong, lunar-lander, breakout or car-racing
+budget: str = "auto"  # smoke, laptop or full; auto takes WM_BUDGET, else laptop
+seed: int = 0  # of everything random
+run_dir: str = "auto"  # folder of the run; auto is runs/BUDGET
+# %% [markdown]
+# ## Setup
+
+# %%
+import numpy as np
+
+from wm_lib.course import plots
+from wm_lib.evaluation import evaluate, random_maker
+from wm_lib.pipeline import Pipeline
+from wm_lib.rollouts import StickyRandom
+from wm_lib.worlds.envs import make_env
+
+run = Pipeline.open(task, budget, run_dir, seed)
+rng = np.random.default_rng(seed)
+print(f"{run.task.name}: {run.directory}")
+
+# %% [markdown]
+# ## 1. Play and keep everything
+# The stage `collect` plays many games side by side and writes what happened in *shards*: frames, actions, rewards, ends. If
+# it is interrupted, it goes on at the shard where it stopped.
+
+# %%
+run.build("collect")
+data, facts = run.rollouts(), run.facts("collect")
+print(f"{data.num_sequences} stretches of {data.length} decisions: {data.num_frames} frames, {facts['minutes']:.2f} minutes")
+print(f"{int(data.first.sum())} episodes begin in them, {facts['facts']['num_episodes']} come to their end")
+
+# %% [markdown]
+# **Predict.** The world is reset at the start of every episode. How different are those starts?
+
+# %%
+starts = np.flatnonzero(data.first)
+shown = np.sort(rng.choice(starts, min(16, len(starts)), replace=False))
+print(f"{len(np.unique(data.gather(starts), axis=0))} different first frames in {len(starts)} episodes")
+plots.frame_grid(data.gather(shown), title="First frames")
+
+# %% [markdown]
+# And so one of the episodes goes on:
+
+# %%
+moments = np.linspace(0, data.length - 1, 16).astype(int)
+print(f"{len(moments)} frames of the first stretch, from its decision 0 to {moments[-1]}")
+plots.frame_grid(data.gather(moments), title="One stretch of play")
+
+# %% [markdown]
+# **Explain.** Where all starts look alike, variety has to come from the play itself. Where they differ, no single background
+# fits them all, which V will have to know.
+
+# %% [markdown]
+# ## 2. What was done
+# Independent random actions cancel each other: a car that steers left and right ten times a second drives nowhere. So our
+# random player is *sticky*: it mostly keeps its last action.
+#
+# **Predict.** Will the sticky player choose some actions more often than others?
+
+# %%
+action = data.action
+same = (action[:, 1:] == action[:, :-1])[~data.first[:, 1:]].mean()
+print(f"an action is the same as the one before in {100 * same:.0f} % of the decisions")
+plots.action_histogram(action, [str(native) for native in run.task.actions])
+
+# %% [markdown]
+# **Explain.** Over a long time every action is equally likely; in a short stretch it is not. Being sticky changes the *order*,
+# not the share.
+
+# %% [markdown]
+# ## 3. What was seen
+# A pixel that never changes teaches nothing. Here is how often each one differs clearly from its usual value, for the sticky
+# player and for a trembling one that rolls the dice every time.
+#
+# **Predict.** Which of them will see more of the world?
+
+# %%
+def changed(frames: np.ndarray, threshold: int = 25) -> np.ndarray:
+    """Share of the frames in which each pixel differs from its median by more than `threshold` of 255, (64, 64)."""
+    difference = np.abs(frames - np.median(frames, axis=0))
+    return (difference.max(axis=-1) > threshold).mean(axis=0)
+
+
+num_envs, num_decisions = 8, 64
+seen = {}
+for name, repeat in {"sticky": 0.9, "trembling": 0.0}.items():
+    player = StickyRandom(run.task.num_actions, num_envs, seed, repeat)
+    recording = plots.record(make_env(run.task, num_envs, seed), player, num_decisions)
+    seen[name] = changed(recording.frames.reshape(-1, 64, 64, 3))
+    print(f"{name:>10}: a pixel is away from its usual value in {100 * seen[name].mean():.1f} % of the frames")
+plots.maps(seen)
+
+# %%
+sample = data.gather(np.sort(rng.choice(data.num_frames, min(1000, data.num_frames), replace=False)))
+cover = changed(sample)
+print(f"in the collected data {100 * (cover > 0).mean():.0f} % of the pixels change at least once")
+plots.maps({"usual picture": np.median(sample, axis=0).astype(np.uint8), "how often it differs": cover})
+
+# %% [markdown]
+# **Explain.** Bright places are where things happen. What a random player never reaches stays dark, and no V trained on
+# these frames can know it: a car that spins on the grass sees little of the road. Better players make better data, which is why
+# one collects again once C can play.
+
+# %% [markdown]
+# ## 4. What random play earns
+# Now whole episodes in the reference environment, each with its own seed. These are scores, measured as all scores in this
+# course are.
+#
+# **Predict.** Write down a number before you run it.
+
+# %%
+evaluation = run.config.evaluation
+score = evaluate(run.task, random_maker(run.task), min(8, evaluation.random_episodes), evaluation.seed)
+print(f"random play: {score['mean']:.1f} on average over {score['episodes']} episodes; the target is {run.task.target:g}")
+returns = {str(s): r for s, r in zip(score["seeds"], score["returns"], strict=True)}
+plots.bars(returns, "return", f"Random play in {run.task.name}, by seed")
+
+# %% [markdown]
+# **Explain.** An agent has learned something when its 95 % interval lies wholly above that of random play. Being above one lucky
+# episode is not enough.
+
+# %% [markdown]
+# ## Summary
+
+# %%
+print(f"{data.num_frames} frames of {run.task.name} with actions, rewards and ends: {run.directory / 'collect'}")
+print(f"random play earns {score['mean']:.1f}; {facts['facts']['real_steps']} real steps were spent on the data")
+
+# %% [markdown]
+# - Data decides what a world model can know.
+# - Sticky random actions see more than trembling ones.
+# - Random play sets the line to beat.
+#
+# ## Next
+# [03 VAE](03_vae.ipynb): how does a frame become a few numbers without losing the ball?

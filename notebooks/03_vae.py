@@ -1,0 +1,199 @@
+# ---
+# jupyter:
+#   jupytext:
+#     formats: ipynb,py:percent
+#     notebook_metadata_filter: -jupytext.text_representation.jupytext_version
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#       format_version: '1.3'
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # 03 VAE
+# **How does a frame become 32 numbers without losing the ball?**
+#
+# ## Goals
+# - Train V, a variational autoencoder, and see with its eyes.
+# - Understand what its loss rewards, and why the plain one throws small things away.
+# - Read the latent numbers *z*: which are in use, and what each one draws.
+#
+# ## Before you start
+# [02 Data collection](02_data_collection.ipynb) made the frames; if it has not run yet, this notebook does it. You know what a
+# convolution is.
+
+# %% [markdown]
+# ## Parameters
+# Change them here in JupyterLab, or from outside with papermill: `-p task pong`. `wm course` does that for all notebooks.
+
+# %% tags=["parameters"]
+task: str = "car-racing"  # pong, lunar-lander, breakout or car-racing
+budget: str = "auto"  # smoke, laptop or full; auto takes WM_BUDGET, else laptop
+seed: int = 0  # of everything random
+run_dir: str = "auto"  # folder of the run; auto is runs/BUDGET
+# %% [markdown]
+# ## Setup
+
+# %%
+import shutil
+
+import numpy as np
+import torch
+
+from wm_lib.course import plots
+from wm_lib.events import read_scalars
+from wm_lib.models import vae
+from wm_lib.pipeline import Pipeline
+
+run = Pipeline.open(task, budget, run_dir, seed)
+rng = np.random.default_rng(seed)
+print(f"{run.task.name}: {run.directory}")
+
+# %% [markdown]
+# ## 1. What V is shown
+# A VAE is trained to copy its input through a narrow gap of `z_dim` numbers. It is punished for every pixel it gets wrong,
+# and a ball is a pixel or two among thousands. Leaving it out costs next to nothing.
+#
+# So we help in two ways. V sees and draws only the difference from the *background*, the median of all frames. And pixels in
+# the *foreground*, those that differ from the median of their own episode, weigh more.
+#
+# **Predict.** Which parts of the frame below will be foreground?
+
+# %%
+run.build("latents")
+net = vae.load_vae(run.directory / "vae" / "vae.safetensors")
+data, config = run.rollouts(), run.config.vae
+scenery = vae.episode_scenery(data, rng)
+episode = data.episode.ravel()
+held_out = (data.split()[1][:, None] * data.length + np.arange(data.length)).ravel()
+
+# %%
+one = rng.choice(held_out, 1)
+frame, own_scenery = data.gather(one), scenery[episode[one]]
+weights = vae.foreground_weights(net.pixels(frame), net.pixels(own_scenery), config.foreground_weight)[0, 0].numpy()
+background = net.background.permute(1, 2, 0).numpy()
+print(f"{100 * (weights > 1).mean():.1f} % of the pixels are foreground, with weight {weights.max():.1f}; the others have weight 1")
+plots.maps({"frame": frame[0], "background": background, "its episode's median": own_scenery[0], "weight": weights})
+
+# %% [markdown]
+# **Explain.** What stands still in an episode is scenery, whatever it looks like. What moves is what one can act on.
+
+# %% [markdown]
+# ## 2. Learning
+# The loss has two parts: the weighted *error* of the drawing, and β times the *KL divergence*, the price in nats for saying
+# something about this frame that is not true of all frames.
+#
+# **Predict.** One of the two falls all the time. Does the other?
+
+# %%
+facts = run.facts("vae")
+print(f"{config.num_updates} updates of {config.batch_size} frames, {facts['facts']['num_params']} parameters, {facts['minutes']:.2f} minutes")
+scalars = read_scalars(run.directory / "vae")
+for name, (steps, values) in scalars.items():
+    print(f"{name}: {values[0]:.4g} at update {steps[0]}, {values[-1]:.4g} at update {steps[-1]}")
+plots.learning_curves(scalars, {"error": ["error", "held_out_error"], "KL in nats": ["kl", "held_out_kl"]}, "update")
+
+# %% [markdown]
+# **Explain.** At first V says little, then it finds out that saying where things are pays for itself. β grows from 0 during the
+# first updates, so that V dares to begin. The held-out frames come from stretches of play that V was never trained on.
+
+# %% [markdown]
+# ## 3. Seeing with V's eyes
+# **Predict.** What will be blurred? What will be missing?
+
+# %%
+index = np.sort(rng.choice(held_out, min(8, len(held_out)), replace=False))
+frames = data.gather(index)
+with torch.inference_mode():
+    mu = net.encode(frames)[0]
+    drawn = net.decode(mu).mul(255).round().byte().permute(0, 2, 3, 1).numpy()
+difference = np.abs(frames.astype(int) - drawn).astype(np.uint8)
+print(f"{len(frames)} held-out frames; V's drawings are off by {difference.mean():.1f} of 255 on average")
+plots.frame_rows({"frame": frames, "V draws": drawn, "difference": difference})
+
+# %% [markdown]
+# **Explain.** Everything in the second row went through `z_dim` numbers. If what you would need to play is still there, C can
+# play on it; if not, nothing that comes later can bring it back.
+
+# %% [markdown]
+# ## 4. Reading z
+# **Predict.** Will V use all of its numbers?
+
+# %%
+latents = run.latents()["mu"].reshape(-1, config.z_dim)
+variance = np.sort(latents.var(axis=0))[::-1]
+print(f"{vae.active_units(latents)} of {config.z_dim} numbers are active: they vary over the data by more than 0.01")
+plots.lines({"variance of z over the data": (np.arange(1, config.z_dim + 1), variance)}, "number, sorted", "variance", log=True)
+
+# %% [markdown]
+# Now take one frame and turn one number at a time, from low to high as it occurs in the data.
+
+# %%
+strongest = np.argsort(latents.var(axis=0))[::-1][:6]
+turns = np.linspace(1, 99, 7)
+rows = {}
+for unit in strongest:
+    z = mu[:1].repeat(len(turns), 1)
+    z[:, unit] = torch.from_numpy(np.percentile(latents[:, unit], turns).astype(np.float32))
+    with torch.inference_mode():
+        rows[f"z[{unit}]"] = net.decode(z).mul(255).round().byte().permute(0, 2, 3, 1).numpy()
+print(f"each row turns one of the {len(strongest)} strongest numbers of one frame, the others stay as they are")
+plots.frame_rows(rows, [f"{turn:.0f} %" for turn in turns], "Turning one number")
+
+# %% [markdown]
+# **Explain.** Some numbers move one thing; others change several at once. Nobody told V what a car or a ball is: it found
+# directions in which frames differ.
+
+# %% [markdown]
+# ## 5. What goes wrong without help
+# Two fresh networks, the same few updates for both. One is the plain VAE: no background, every pixel alike. The other is as above.
+#
+# **Predict.** Which will have the smaller error in the foreground, and will either be better than drawing the scenery alone?
+
+# %%
+few = max(1, config.num_updates // 4)
+nets = {}
+for name, centred in {"plain": False, "with help": True}.items():
+    folder = run.directory / "short_vae" / name.replace(" ", "_")
+    shutil.rmtree(folder, ignore_errors=True)
+    settings = config.model_copy(update={"centred": centred, "num_updates": few})
+    nets[name] = vae.train_vae(data, settings, seed=seed, directory=folder).eval()
+
+# %%
+index = np.sort(rng.choice(held_out, min(256, len(held_out)), replace=False))
+with torch.inference_mode():
+    pixels, still = net.pixels(data.gather(index)), net.pixels(scenery[episode[index]])
+    drawings = {"scenery only": still}
+    drawings |= {name: short.decode(short.posterior(pixels)[0]) for name, short in nets.items()}
+    foreground = (pixels - still).abs().amax(1, keepdim=True) > vae.FOREGROUND_THRESHOLD
+    errors = {name: float((p - pixels).square().mean(1, keepdim=True)[foreground].mean()) for name, p in drawings.items()}
+print(f"after {few} updates each, squared error in the foreground: {', '.join(f'{n} {e:.4f}' for n, e in errors.items())}")
+plots.bars(errors, "squared error", "Error in the foreground of held-out frames")
+
+# %%
+pick = np.linspace(0, len(index) - 1, min(8, len(index))).astype(int)
+rows = {name: p[pick].mul(255).byte().permute(0, 2, 3, 1).numpy() for name, p in {"frame": pixels, **drawings}.items()}
+print("rows: the frame, the median of its episode, and what each of the two short trainings draws")
+plots.frame_rows(rows)
+
+# %% [markdown]
+# **Explain.** The plain VAE first learns the mean picture, because that is where most of its loss is. Look for the small moving
+# things in its row. On Pong or Breakout (`task = "pong"`) the difference is whether there is a ball at all.
+
+# %% [markdown]
+# ## Summary
+
+# %%
+print(f"V turns {frames[0].size} numbers into {config.z_dim}, {vae.active_units(latents)} of them active; its weights: {run.directory / 'vae'}")
+
+# %% [markdown]
+# - A loss that counts every pixel alike forgets what is small.
+# - Taking the background away and weighting the foreground brings it back.
+# - All frames are now latents, computed once; M reads those and never sees a pixel.
+#
+# ## Next
+# [04 MDN-RNN](04_mdn_rnn.ipynb): what comes next, if more than one thing may?

@@ -1,0 +1,173 @@
+# ---
+# jupyter:
+#   jupytext:
+#     formats: ipynb,py:percent
+#     notebook_metadata_filter: -jupytext.text_representation.jupytext_version
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#       format_version: '1.3'
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # 05 Controller
+# **How small can the part that acts be?**
+#
+# ## Goals
+# - Train C on what V and M tell it, and watch it play.
+# - See what C sees: numbers, no pixels.
+# - Compare two ways to learn: following gradients (PPO), and evolution (CMA-ES, the paper's).
+#
+# ## Before you start
+# [04 MDN-RNN](04_mdn_rnn.ipynb) made V and M; if it has not run yet, this notebook does it. You know what a policy and a return
+# are.
+
+# %% [markdown]
+# ## Parameters
+# Change them here in JupyterLab, or from outside with papermill: `-p task pong`. `wm course` does that for all notebooks.
+
+# %% tags=["parameters"]
+task: str = "car-racing"  # pong, lunar-lander, breakout or car-racing
+budget: str = "auto"  # smoke, laptop or full; auto takes WM_BUDGET, else laptop
+seed: int = 0  # of everything random
+run_dir: str = "auto"  # folder of the run; auto is runs/BUDGET
+# %% [markdown]
+# ## Setup
+
+# %%
+import shutil
+
+import numpy as np
+
+from wm_lib.control.agent import Agent
+from wm_lib.control.controller import num_params
+from wm_lib.control.evolution import train_evolution
+from wm_lib.course import plots
+from wm_lib.events import read_scalars
+from wm_lib.pipeline import Pipeline
+from wm_lib.worlds.envs import make_env
+
+run = Pipeline.open(task, budget, run_dir, seed)
+print(f"{run.task.name}: {run.directory}")
+
+# %% [markdown]
+# ## 1. Learning to act
+# V and M are frozen now. C gets the latest few *z* and the memory *h*, and answers with a preference for each action. It learns in
+# the real world, by trial and error.
+#
+# **Predict.** Will the return rise evenly, or in jumps?
+
+# %%
+run.build("controller")
+controller, world_model, config = run.controller(), run.world_model(), run.config.controller
+facts = run.facts("controller")
+print(f"{facts['facts']['real_steps']} real decisions, {facts['minutes']:.2f} minutes, learned by {config.type}")
+scalars = read_scalars(run.directory / "controller")
+for name, (steps, values) in scalars.items():
+    print(f"{name}: {values[0]:.4g} at {steps[0]}, {values[-1]:.4g} at {steps[-1]}")
+names = [name for name in ("return", "mean_return", "best_return") if name in scalars]
+plots.learning_curves(scalars, {"return while training": names}, "decision" if config.type == "ppo" else "generation")
+
+# %% [markdown]
+# **Explain.** Each point is a mean over the last episodes, played while learning and with actions drawn by chance. It shows that
+# something is learned. It is not a score: that comes in [notebook 07](07_curriculum.ipynb). An empty panel means that no episode
+# came to its end.
+
+# %% [markdown]
+# ## 2. What C sees
+# **Predict.** Which part of the agent has the most parameters, V, M or C? And how few would a *linear* C have?
+
+# %%
+sizes = {
+    "V": sum(p.numel() for p in world_model.vae.parameters()),
+    "M": sum(p.numel() for p in world_model.mdn_rnn.parameters()),
+    "C": sum(w.size + b.size for w, b in zip(controller.weights, controller.biases, strict=True)),
+    "a linear C": num_params(world_model.feature_dim, run.task.num_actions),
+}
+print(f"C reads {world_model.feature_dim} features: {config.recent_z} times z ({world_model.z_dim}) and h ({world_model.mdn_rnn.rnn_size})")
+print(", ".join(f"{name}: {size}" for name, size in sizes.items()), "parameters")
+plots.bars(sizes, "parameters")
+
+# %%
+num_decisions = 100
+rngs = [np.random.default_rng(seed)] if run.task.sampled else None
+agent = Agent(world_model, controller, 1, rngs)
+watched = []
+
+
+def act_and_watch(obs: np.ndarray, first: np.ndarray) -> np.ndarray:
+    """Let the agent act, and keep the features it acted on."""
+    h = np.where(first[:, None], np.float32(0), agent.h)
+    watched.append(world_model.features(world_model.encode(obs), h)[0])
+    return agent(obs, first)
+
+
+recording = plots.record(make_env(run.task, 1, seed), act_and_watch, num_decisions)
+print(f"{num_decisions} decisions of one game; each column is all that C knew at that moment")
+plots.over_time(np.array(watched), "decision", "feature", "What C sees: the latest z at the top, h below")
+
+# %% [markdown]
+# **Explain.** Nearly all of the agent's knowledge is in V and M. That is the idea of the paper: keep the part that must learn by
+# trial and error small, and let the large parts learn from data, where every frame teaches.
+
+# %% [markdown]
+# ## 3. Watching it play
+# On the left the world, on the right what V makes of it, which is all the agent has.
+
+# %%
+seen = world_model.decode(world_model.encode(recording.frames[:, 0]))
+print(f"the agent was paid {recording.reward.sum():.1f} in these {num_decisions} decisions")
+plots.film(np.stack([recording.frames[:, 0], seen], axis=1), f"The trained agent in {run.task.name}: the world, and what V sees")
+
+# %%
+used = np.bincount(recording.action.ravel(), minlength=run.task.num_actions)
+print("actions chosen:", ", ".join(f"{native}: {n}" for native, n in zip(run.task.actions, used, strict=True)))
+plots.action_histogram(recording.action, [str(native) for native in run.task.actions])
+
+# %% [markdown]
+# ## 4. Evolution instead
+# The paper's C is linear, and no gradient is used: CMA-ES tries a population of controllers, moves towards the better ones and
+# learns in which directions it pays to try. Every candidate of a generation plays the same games, all at once.
+#
+# **Predict.** In this short a run, will the best of a generation be far ahead of its mean? Would you trust the best?
+
+# %%
+short = config.model_copy(
+    update={
+        "type": "original",
+        "num_generations": min(5, config.num_generations),
+        "max_decisions": min(100, config.max_decisions or 100),
+    }
+)
+folder = run.directory / "evolution"
+shutil.rmtree(folder, ignore_errors=True)
+evolved = train_evolution(world_model, run.task, short, seed=seed, directory=folder, log_dir=folder)
+print(f"{evolved.meta['real_steps']} real decisions; the final mean earns {evolved.meta['mean_return']:.1f} in {short.max_decisions} decisions")
+
+# %%
+scalars = read_scalars(folder)
+print(f"generation by generation, best: {scalars['best_return'][1].round(1)}, mean: {scalars['mean_return'][1].round(1)}")
+plots.learning_curves(scalars, {f"return in {short.max_decisions} decisions": ["best_return", "mean_return"]}, "generation")
+
+# %% [markdown]
+# **Explain.** The best of many noisy trials is mostly lucky. That is why what we keep is the *mean* of the final distribution, played
+# anew. A few generations prove nothing; the paper ran hundreds. Set `controller.type: original` in a configuration file to train
+# the whole stage that way.
+
+# %% [markdown]
+# ## Summary
+
+# %%
+print(f"C has {sizes['C']} parameters beside {sizes['V'] + sizes['M']} in V and M; its weights: {run.directory / 'controller'}")
+
+# %% [markdown]
+# - C reads features, never pixels.
+# - Gradients or evolution: both end in the same small file of weights.
+# - A learning curve is no score.
+#
+# ## Next
+# [06 Dream](06_dream.ipynb): can one learn to act in a world one has only imagined?

@@ -1,0 +1,48 @@
+"""The table of results says what the manifests say."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from wm_lib import checkpoints, report
+
+
+def manifest(task: str, mean: float, low: float | None, high: float | None, random_high: float | None) -> dict:
+    return {
+        "task": task,
+        "target": 18.0,
+        "score": {"mean": mean, "ci95": [low, high], "episodes": 30},
+        "random_score": {"mean": -20.0, "ci95": [None if random_high is None else -21.0, random_high]},
+        "real_steps": {"total": 1_040_960},
+        "minutes": {"collect": 0.6, "vae": 5.6},
+    }
+
+
+def test_an_interval_reads_as_mean_and_bounds_and_one_episode_has_none() -> None:
+    assert report.interval({"mean": 1.25, "ci95": [0.5, 2.0]}) == "1.2 [0.5, 2.0]"
+    assert report.interval({"mean": -3.0, "ci95": [None, None]}) == "-3.0"
+
+
+def test_an_agent_beats_random_play_only_with_intervals_apart() -> None:
+    assert report.beats_random(manifest("pong", 5, 4, 6, -19))
+    assert not report.beats_random(manifest("pong", 5, -19.5, 6, -19))
+    assert not report.beats_random(manifest("pong", 5, None, None, -19))
+    assert not report.beats_random(manifest("pong", 5, 4, 6, None))
+
+
+def test_manifests_are_found_in_a_run_and_in_the_shipped_folder_in_the_tasks_order(tmp_path: Path) -> None:
+    for task in ("car-racing", "pong"):
+        checkpoints.write_json(tmp_path / "run" / task / "evaluate" / "manifest.json", {"task": task})
+        checkpoints.write_json(tmp_path / "shipped" / f"{task}.json", {"task": task})
+    for folder in ("run", "shipped"):
+        assert [m["task"] for m in report.find_manifests(tmp_path / folder)] == ["pong", "car-racing"]
+    assert report.find_manifests(tmp_path / "nothing") == []
+
+
+def test_the_table_holds_every_figure_and_its_columns_line_up() -> None:
+    table = report.results_table([manifest("pong", 5.04, 4, 6, -19), manifest("car-racing", 431.06, 400, 462, -20)])
+    lines = table.splitlines()
+    assert len({len(line) for line in lines}) == 1
+    cells = [cell.strip() for cell in lines[2].strip("|").split("|")]
+    assert cells == ["pong", "5.0 [4.0, 6.0]", "-20.0 [-21.0, -19.0]", "18", "30", "1,040,960", "6"]
+    assert "431.1 [400.0, 462.0]" in lines[3]

@@ -1,0 +1,60 @@
+"""Scores for people: a mean with its interval, and the table of a run, from the manifests that evaluation wrote."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from wm_lib import checkpoints
+from wm_lib.tasks import TASKS
+
+COLUMNS = ("task", "agent", "random play", "target", "episodes", "real decisions", "minutes")
+
+
+def interval(score: dict[str, Any]) -> str:
+    """A score as "mean [low, high]" with its 95 % interval; the mean alone for a single episode."""
+    low, high = score["ci95"]
+    return f"{score['mean']:.1f}" if low is None else f"{score['mean']:.1f} [{low:.1f}, {high:.1f}]"
+
+
+def beats_random(manifest: dict[str, Any]) -> bool:
+    """Whether the agent's interval lies wholly above random play's."""
+    low, high = manifest["score"]["ci95"][0], manifest["random_score"]["ci95"][1]
+    return low is not None and high is not None and low > high
+
+
+def find_manifests(folder: Path) -> list[dict[str, Any]]:
+    """The manifests of a run folder (`<task>/evaluate/manifest.json`) or of `assets/manifests`, in the tasks' order."""
+    found = []
+    for task in TASKS:
+        for path in (folder / task / "evaluate" / "manifest.json", folder / f"{task}.json"):
+            if path.exists():
+                found.append(checkpoints.read_json(path))
+    return found
+
+
+def results_rows(manifests: list[dict[str, Any]]) -> list[tuple[str, ...]]:
+    """One row of `COLUMNS` for each manifest."""
+    return [
+        (
+            manifest["task"],
+            interval(manifest["score"]),
+            interval(manifest["random_score"]),
+            f"{manifest['target']:g}",
+            str(manifest["score"]["episodes"]),
+            f"{manifest['real_steps']['total']:,}",
+            f"{sum(manifest['minutes'].values()):.0f}",
+        )
+        for manifest in manifests
+    ]
+
+
+def results_table(manifests: list[dict[str, Any]]) -> str:
+    """The rows as a Markdown table, aligned so that it reads well as plain text too."""
+    rows = [COLUMNS, *results_rows(manifests)]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(COLUMNS))]
+    lines = [
+        "| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |" for row in rows
+    ]
+    lines.insert(1, "|" + "|".join("-" * (width + 2) for width in widths) + "|")
+    return "\n".join(lines)
