@@ -110,6 +110,8 @@ plots.film(
 # ## 2. How the course works
 # A training goes through *stages*, and each notebook makes one and looks inside it. What exists is not made twice, so the
 # notebooks can be run in any order and as often as you like.
+#
+# **Predict.** Is anything there already?
 
 # %%
 for stage in STAGES:
@@ -117,7 +119,7 @@ for stage in STAGES:
     print(f"{stage:>10}: {'there' if done else 'not made yet'}")
 
 # %% [markdown]
-# How much is computed is decided by one dial, `budget`:
+# **Explain.** What is not made yet is made by the first notebook that needs it. How much is computed is decided by one dial, `budget`:
 #
 # - `smoke` only proves that every cell runs. Nothing has learned anything, and its scores mean nothing.
 # - `laptop` is the default. Agents play clearly better than chance.

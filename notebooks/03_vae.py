@@ -71,13 +71,25 @@ scenery = vae.episode_scenery(data, rng)
 episode = data.episode.ravel()
 held_out = (data.split()[1][:, None] * data.length + np.arange(data.length)).ravel()
 
+
+@torch.inference_mode()
+def draw(net: vae.VAE, z: torch.Tensor) -> np.ndarray:
+    """What V draws for z (batch, z_dim): frames uint8 (batch, 64, 64, 3)."""
+    return net.decode(z).mul(255).round().byte().permute(0, 2, 3, 1).numpy()
+
+
+@torch.inference_mode()
+def copy(net: vae.VAE, frames: np.ndarray) -> np.ndarray:
+    """Frames uint8 (batch, 64, 64, 3) after they went through V's narrow gap."""
+    return draw(net, net.encode(frames)[0])
+
+
 # %%
 one = rng.choice(held_out, 1)
-frame, own_scenery = data.gather(one), scenery[episode[one]]
-weights = vae.foreground_weights(net.pixels(frame), net.pixels(own_scenery), config.foreground_weight)[0, 0].numpy()
-background = net.background.permute(1, 2, 0).numpy()
+frame, own = data.gather(one), scenery[episode[one]]
+weights = vae.foreground_weights(torch.from_numpy(frame), torch.from_numpy(own), config.foreground_weight)[0, :, :, 0].numpy()
 print(f"{100 * (weights > 1).mean():.1f} % of the pixels are foreground, with weight {weights.max():.1f}; the others have weight 1")
-plots.maps({"frame": frame[0], "background": background, "its episode's median": own_scenery[0], "weight": weights})
+plots.maps({"frame": frame[0], "background": net.background.numpy(), "its episode's median": own[0], "weight": weights})
 
 # %% [markdown]
 # **Explain.** What stands still in an episode is scenery, whatever it looks like. What moves is what one can act on.
@@ -94,7 +106,7 @@ facts = run.facts("vae")
 print(f"{config.num_updates} updates of {config.batch_size} frames, {facts['facts']['num_params']} parameters, {facts['minutes']:.2f} minutes")
 scalars = read_scalars(run.directory / "vae")
 for name, (steps, values) in scalars.items():
-    print(f"{name}: {values[0]:.4g} at update {steps[0]}, {values[-1]:.4g} at update {steps[-1]}")
+    print(f"{name:>16}: {values[0]:.4g} at update {steps[0]}, {values[-1]:.4g} at update {steps[-1]}")
 plots.learning_curves(scalars, {"error": ["error", "held_out_error"], "KL in nats": ["kl", "held_out_kl"]}, "update")
 
 # %% [markdown]
@@ -108,9 +120,7 @@ plots.learning_curves(scalars, {"error": ["error", "held_out_error"], "KL in nat
 # %%
 index = np.sort(rng.choice(held_out, min(8, len(held_out)), replace=False))
 frames = data.gather(index)
-with torch.inference_mode():
-    mu = net.encode(frames)[0]
-    drawn = net.decode(mu).mul(255).round().byte().permute(0, 2, 3, 1).numpy()
+drawn = copy(net, frames)
 difference = np.abs(frames.astype(int) - drawn).astype(np.uint8)
 print(f"{len(frames)} held-out frames; V's drawings are off by {difference.mean():.1f} of 255 on average")
 plots.frame_rows({"frame": frames, "V draws": drawn, "difference": difference})
@@ -137,10 +147,9 @@ strongest = np.argsort(latents.var(axis=0))[::-1][:6]
 turns = np.linspace(1, 99, 7)
 rows = {}
 for unit in strongest:
-    z = mu[:1].repeat(len(turns), 1)
-    z[:, unit] = torch.from_numpy(np.percentile(latents[:, unit], turns).astype(np.float32))
-    with torch.inference_mode():
-        rows[f"z[{unit}]"] = net.decode(z).mul(255).round().byte().permute(0, 2, 3, 1).numpy()
+    z = np.repeat(latents[index[:1]], len(turns), axis=0)
+    z[:, unit] = np.percentile(latents[:, unit], turns)
+    rows[f"z[{unit}]"] = draw(net, torch.from_numpy(z))
 print(f"each row turns one of the {len(strongest)} strongest numbers of one frame, the others stay as they are")
 plots.frame_rows(rows, [f"{turn:.0f} %" for turn in turns], "Turning one number")
 
@@ -165,20 +174,17 @@ for name, centred in {"plain": False, "with help": True}.items():
 
 # %%
 index = np.sort(rng.choice(held_out, min(256, len(held_out)), replace=False))
-with torch.inference_mode():
-    pixels, still = net.pixels(data.gather(index)), net.pixels(scenery[episode[index]])
-    drawings = {"scenery only": still}
-    drawings |= {name: short.decode(short.posterior(pixels)[0]) for name, short in nets.items()}
-    foreground = (pixels - still).abs().amax(1, keepdim=True) > vae.FOREGROUND_THRESHOLD
-    errors = {name: float((p - pixels).square().mean(1, keepdim=True)[foreground].mean()) for name, p in drawings.items()}
-print(f"after {few} updates each, squared error in the foreground: {', '.join(f'{n} {e:.4f}' for n, e in errors.items())}")
-plots.bars(errors, "squared error", "Error in the foreground of held-out frames")
+frames, still = data.gather(index), scenery[episode[index]]
+foreground = np.abs(frames.astype(int) - still).max(axis=-1) > vae.FOREGROUND_THRESHOLD
+drawings = {"scenery only": still} | {name: copy(short, frames) for name, short in nets.items()}
+errors = {name: np.abs(frames.astype(int) - picture)[foreground].mean() for name, picture in drawings.items()}
+print(f"after {few} updates each, error in the foreground, of 255: {', '.join(f'{n} {e:.1f}' for n, e in errors.items())}")
+plots.bars(errors, "mean error, of 255", "Error in the foreground of held-out frames")
 
 # %%
 pick = np.linspace(0, len(index) - 1, min(8, len(index))).astype(int)
-rows = {name: p[pick].mul(255).byte().permute(0, 2, 3, 1).numpy() for name, p in {"frame": pixels, **drawings}.items()}
 print("rows: the frame, the median of its episode, and what each of the two short trainings draws")
-plots.frame_rows(rows)
+plots.frame_rows({name: pictures[pick] for name, pictures in {"frame": frames, **drawings}.items()})
 
 # %% [markdown]
 # **Explain.** The plain VAE first learns the mean picture, because that is where most of its loss is. Look for the small moving

@@ -63,7 +63,7 @@ facts, config = run.facts("mdn_rnn")["facts"], run.config.mdnrnn
 print(f"{config.num_updates} updates of {config.batch_size} windows of {config.sequence_length} steps, {run.facts('mdn_rnn')['minutes']:.2f} minutes")
 scalars = read_scalars(run.directory / "mdn_rnn")
 for name, (steps, values) in scalars.items():
-    print(f"{name}: {values[0]:.4g} at update {steps[0]}, {values[-1]:.4g} at update {steps[-1]}")
+    print(f"{name:>16}: {values[0]:.4g} at update {steps[0]}, {values[-1]:.4g} at update {steps[-1]}")
 panels = {"next z, nats": ["nll", "held_out_nll"], "reward, relative": ["reward", "held_out_reward"], "end, nats": ["done", "held_out_done"]}
 plots.learning_curves(scalars, panels, "update")
 
@@ -98,8 +98,8 @@ plots.bars({"copy the last z": facts["copy_last_nll"], "M": facts["nll"]}, "nats
 world_model, latents = run.world_model(), run.latents()
 watch, alone = 16, 12
 length = watch + alone
-num_sequences, num_rows = latents["first"].shape
-held_out = range(num_sequences - max(1, num_sequences // 10), num_sequences)
+num_rows = latents["first"].shape[1]
+held_out = run.rollouts().split()[1]
 windows = [
     (s, t)
     for s in held_out
@@ -140,10 +140,10 @@ figure
 
 # %%
 if windows:
-    which = len(windows) // 2
+    which = int(np.square(np.diff(happened, axis=1)).mean(axis=(1, 2)).argmax())
     really = run.rollouts().gather(rows[which, watch:])
     shown = {"happened": really, "V saw": world_model.decode(happened[which]), "M dreamt": world_model.decode(dreamt[which])}
-    print(f"window {which}: what happened, what V made of it, and what M saw with its eyes closed")
+    print(f"window {which}, the liveliest: what happened, what V made of it, and what M saw with its eyes closed")
     figure = plots.frame_rows(shown, [f"+{k}" for k in steps])
 figure
 
@@ -178,7 +178,7 @@ figure
 # ## Summary
 
 # %%
-print(f"M is {facts['copy_last_nll'] - facts['nll']:.2f} nats a step ahead of copying; its weights: {run.directory / 'mdn_rnn'}")
+print(f"M against copying: {facts['nll'] - facts['copy_last_nll']:+.2f} nats a step (below 0, M is better); its weights: {run.directory / 'mdn_rnn'}")
 
 # %% [markdown]
 # - M predicts a mixture, so that "left or right" need not become "in the middle".

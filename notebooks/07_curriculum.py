@@ -43,6 +43,7 @@ run_dir: str = "auto"  # folder of the run; auto is runs/BUDGET
 from wm_lib.course import plots
 from wm_lib.errors import StageError
 from wm_lib.pipeline import STAGES, Pipeline
+from wm_lib.report import beats_random, results_table
 
 run = Pipeline.open(task, budget, run_dir, seed)
 names = run.config.curriculum.stages
@@ -73,33 +74,21 @@ for name, error in failures.items():
 # may be from it: were all of this repeated many times, 95 in 100 such intervals would hold it.
 
 # %%
-def interval(score: dict) -> str:
-    """A mean with its 95 % interval, in words that fit a table."""
-    low, high = score["ci95"]
-    return f"{score['mean']:.1f}" if low is None else f"{score['mean']:.1f} [{low:.1f}, {high:.1f}]"
-
-
-print(f"{'task':>12} {'agent':>26} {'random play':>26} {'target':>7} {'real steps':>11} {'minutes':>8}  outcome")
+print(results_table(list(manifests.values())))
 for name, manifest in manifests.items():
     reached = "target reached" if manifest["score"]["mean"] >= manifest["target"] else "target not reached"
-    print(f"{name:>12} {interval(manifest['score']):>26} {interval(manifest['random_score']):>26} {manifest['target']:>7g} "
-          f"{manifest['real_steps']['total']:>11} {sum(manifest['minutes'].values()):>8.1f}  {reached}")  # fmt: skip
+    apart = "clearly better than" if beats_random(manifest) else "not clearly apart from"
+    print(f"{name}: {reached}, {apart} random play")
 for name in failures:
-    print(f"{name:>12} failed, see above")
+    print(f"{name}: failed, see above")
 
 # %%
 plots.scores(list(manifests.values()))
 
-# %%
-for name, manifest in manifests.items():
-    low, high = manifest["score"]["ci95"][0], manifest["random_score"]["ci95"][1]
-    sure = low is not None and high is not None and low > high
-    print(f"{name}: the agent is {'clearly better than' if sure else 'not clearly apart from'} random play "
-          f"({manifest['score']['episodes']} and {manifest['random_score']['episodes']} episodes)")  # fmt: skip
-
 # %% [markdown]
 # **Explain.** Each panel has its own scale: a point in Pong is not a point in CarRacing. Look first whether the two black intervals
-# overlap. If they do, nothing has been shown yet, however different the bars look. At `smoke` they will: it trains for seconds.
+# overlap. If they do, so few episodes cannot tell the agent from chance, however different the bars look. Expect that at `smoke`,
+# which trains for seconds.
 
 # %% [markdown]
 # ## 3. Where the time went

@@ -40,11 +40,11 @@ run_dir: str = "auto"  # folder of the run; auto is runs/BUDGET
 # %%
 import numpy as np
 
-from wm_lib import checkpoints
 from wm_lib.control.agent import Agent
 from wm_lib.course import plots
 from wm_lib.errors import StageError
 from wm_lib.pipeline import Pipeline, project_root
+from wm_lib.report import find_manifests, results_table
 from wm_lib.worlds.envs import make_env
 
 run = Pipeline.open(task, budget, run_dir, seed)
@@ -56,34 +56,21 @@ print(f"looking in {run.directory.parent} and {project_root() / 'assets' / 'mani
 # **Predict.** From what you have seen so far: which interval will be the widest, measured against its target?
 
 # %%
-sources = {"this run": "*/evaluate/manifest.json", "shipped": "*.json"}
-folders = {"this run": run.directory.parent, "shipped": project_root() / "assets" / "manifests"}
-manifests = []
-for source, pattern in sources.items():
-    for path in sorted(folders[source].glob(pattern)):
-        try:
-            manifests.append(checkpoints.read_json(path) | {"source": source})
-        except StageError as error:
-            print(f"left out: {error}")
-manifests.sort(key=lambda m: names.index(m["task"]) if m["task"] in names else len(names))
-missing = [name for name in names if name not in {m["task"] for m in manifests if m["source"] == "this run"}]
+manifests = {}
+for source, folder in {"this run": run.directory.parent, "shipped": project_root() / "assets" / "manifests"}.items():
+    try:
+        manifests[source] = find_manifests(folder)
+    except StageError as error:
+        manifests[source] = []
+        print(f"left out: {error}")
+    print(f"{source}:\n{results_table(manifests[source])}\n" if manifests[source] else f"{source}: no manifests\n")
+own = manifests["this run"]
+missing = [name for name in names if name not in {m["task"] for m in own}]
 if missing:
     print(f"not in this run yet: {', '.join(missing)}; notebook 07 makes them, or: wm train --task {missing[0]} --component all")
 
 # %%
-def interval(score: dict) -> str:
-    """A mean with its 95 % interval, in words that fit a table."""
-    low, high = score["ci95"]
-    return f"{score['mean']:.1f}" if low is None else f"{score['mean']:.1f} [{low:.1f}, {high:.1f}]"
-
-
-print(f"{'task':>12} {'from':>9} {'target':>7} {'score':>26} {'episodes':>9} {'random play':>26} {'real steps':>11}")
-for m in manifests:
-    print(f"{m['task']:>12} {m['source']:>9} {m['target']:>7g} {interval(m['score']):>26} {m['score']['episodes']:>9} "
-          f"{interval(m['random_score']):>26} {m['real_steps']['total']:>11}")  # fmt: skip
-
-# %%
-plots.scores([m for m in manifests if m["source"] == "this run"] or manifests)
+plots.scores(own or manifests["shipped"])
 
 # %% [markdown]
 # **Explain.** A score of few episodes is a rough guess, and its interval says so. The published ones take 100. A run at `smoke` has
@@ -103,9 +90,9 @@ plots.scores([m for m in manifests if m["source"] == "this run"] or manifests)
 # **Predict.** If you measured again with other seeds, would the new mean lie in the old interval?
 
 # %%
-for m in manifests:
+for m in own or manifests["shipped"]:
     s = m["score"]
-    print(f"{m['task']:>12} ({m['source']}): seeds {s['seeds'][0]} to {s['seeds'][-1]}, {s['distinct_returns']} different returns, "
+    print(f"{m['task']:>12}: seeds {s['seeds'][0]} to {s['seeds'][-1]}, {s['distinct_returns']} different returns, "
           f"standard deviation {s['std']:.1f}, measured at commit {str(m.get('commit'))[:12]}")  # fmt: skip
 
 # %% [markdown]
@@ -114,7 +101,7 @@ for m in manifests:
 
 # %%
 num_decisions, films = 64, {}
-for name in [m["task"] for m in manifests if m["source"] == "this run"]:
+for name in [m["task"] for m in own]:
     one = Pipeline.open(name, budget, run_dir, seed)
     try:
         rngs = [np.random.default_rng(seed)] if one.task.sampled else None
@@ -147,7 +134,6 @@ shown
 # ## Summary
 
 # %%
-own = [m for m in manifests if m["source"] == "this run"]
 reached = [m["task"] for m in own if m["score"]["mean"] >= m["target"]]
 print(f"{len(own)} of {len(names)} tasks measured in this run; target reached: {', '.join(reached) or 'none'}")
 

@@ -35,6 +35,7 @@ BLUE, ORANGE, GREEN, PINK, SKY, RED = COLOURS = (
 )
 MARKERS = "osD^vP"
 STYLE = {
+    "axes.axisbelow": True,
     "axes.grid": True,
     "axes.spines.right": False,
     "axes.spines.top": False,

@@ -302,12 +302,12 @@ def load_mdn_rnn(path: Path) -> MDNRNN:
     """Read what `save_mdn_rnn` wrote.
 
     Raises:
-        StageError: The file is missing, damaged or not an MDN-RNN's.
+        StageError: The file is missing, damaged or not of an MDN-RNN like ours.
     """
     tensors, meta = checkpoints.load(path)
     if meta.get("kind") != "mdn_rnn":
         found = meta.get("kind", "something else")
         raise StageError(f"{path} holds {found}, not an MDN-RNN; give the path of M")
     model = MDNRNN(**{name: meta[name] for name in SIZES})
-    model.load_state_dict({name: torch.from_numpy(value) for name, value in tensors.items()})
+    training.fill(model, tensors, path)
     return model.eval()

@@ -127,3 +127,17 @@ def restore(path: Path, model: nn.Module, optimizer: torch.optim.Adam) -> int:
             state.setdefault(int(index), {})[moment] = value
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
     return step
+
+
+def fill(model: nn.Module, tensors: dict[str, np.ndarray], path: Path) -> None:
+    """Put weights read from `path` into a model.
+
+    Raises:
+        StageError: They are of a network of another shape.
+    """
+    try:
+        model.load_state_dict({name: torch.from_numpy(value) for name, value in tensors.items()})
+    except RuntimeError:
+        raise StageError(
+            f"{path} holds a {type(model).__name__} of another shape, made by another version; train it again"
+        ) from None

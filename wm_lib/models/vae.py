@@ -23,7 +23,7 @@ from wm_lib.rollouts import Rollouts
 
 CONTRAST = 4.0  # differences from the background are small numbers; this brings them to the scale of 1
 FOREGROUND_THRESHOLD = 25  # of 255
-FOREGROUND_BUDGET = 2000.0  # total weight a frame's foreground may carry, so that a large one is not over-weighted
+FOREGROUND_BUDGET = 6000.0  # total weight a frame's foreground may carry, so that a large one is not over-weighted
 WARM_UP = 0.2  # share of the updates over which beta grows from 0
 
 
@@ -234,11 +234,11 @@ def load_vae(path: Path) -> VAE:
     """Read what `save_vae` wrote.
 
     Raises:
-        StageError: The file is missing, damaged or not a VAE's.
+        StageError: The file is missing, damaged or not of a VAE like ours.
     """
     tensors, meta = checkpoints.load(path)
     if meta.get("kind") != "vae":
         raise StageError(f"{path} holds {meta.get('kind', 'something else')}, not a VAE; give the path of V")
     vae = VAE(meta["z_dim"])
-    vae.load_state_dict({name: torch.from_numpy(value) for name, value in tensors.items()})
+    training.fill(vae, tensors, path)
     return vae.eval()

@@ -37,16 +37,13 @@ from wm_lib.tasks import FRAME_SIZE, Task
 
 BACKENDS = ("auto", "envpool", "gymnasium")
 
+_Step = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]
+
 _FIRE = 1  # native action of Pong and Breakout
 _ATARI_ROWS = 84  # 210 x 160 shrinks by 2.5 both ways to 84 rows x 64 columns; task.crop keeps 64 rows
 _ATARI = {"frame_skip": 4, "noop_max": 30}
-_PIP_NAMES = {
-    "envpool": "envpool",
-    "cv2": "opencv-python",
-    "ale_py": "ale-py",
-    "Box2D": "gymnasium[box2d]",
-    "pygame": "gymnasium[box2d]",
-}
+_BOX2D = "gymnasium[box2d]"
+_PIP_NAMES = {"cv2": "opencv-python", "ale_py": "ale-py", "Box2D": _BOX2D, "pygame": _BOX2D}
 
 
 def make_env(
@@ -106,7 +103,7 @@ def make_env(
         if not _can_import(module):
             raise UsageError(
                 f"{task.name} with backend '{backend}' needs the package '{module}', which is not installed; "
-                f'type: pip install "{_PIP_NAMES[module]}"'
+                f'type: pip install "{_PIP_NAMES.get(module, module)}"'
             )
 
     if backend == "envpool":
@@ -148,16 +145,11 @@ class EnvPoolVectorEnv(VectorEnv):
             }  # fmt: skip
         self._renders = task.name == "lunar-lander"  # its native observation is a vector
         if self._renders:
-            # Drawn finer and averaged down, so that edges are as soft as Gymnasium's.
-            options |= {
-                "render_mode": "rgb_array",
-                "render_width": 3 * FRAME_SIZE,
-                "render_height": 2 * FRAME_SIZE,
-            }
+            # Drawn finer (3:2, like Gymnasium's 600 x 400), then averaged down: edges are as soft as there.
+            options |= {"render_mode": "rgb_array", "render_width": 192, "render_height": 128}
         self._pool = envpool.make_gymnasium(task.envpool_id, num_envs=num_envs, seed=list(seeds), **options)
 
-        dtype = np.float32 if isinstance(task.actions[0], tuple) else np.int32
-        self._native_actions = np.array(task.actions, dtype)
+        self._native_actions = _native_actions(task)
         native_space = self._pool.observation_space
         self._native_obs = np.zeros((num_envs, *native_space.shape), native_space.dtype)
         self._obs = np.zeros((num_envs, FRAME_SIZE, FRAME_SIZE, 3), np.uint8)
@@ -186,7 +178,7 @@ class EnvPoolVectorEnv(VectorEnv):
             self._draw(ids)
         return self._obs.copy(), self._info()
 
-    def step(self, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
+    def step(self, actions: np.ndarray) -> _Step:
         """One decision in every environment that is not finished."""
         native = self._native_actions[np.asarray(actions)]
         native[self._fire_due > 0] = _FIRE
@@ -204,7 +196,8 @@ class EnvPoolVectorEnv(VectorEnv):
             active = active[~(terminated | truncated)]
         lost = (self._lives < lives) & self.task.fire
         self._fire_due = np.where(lost, self._presses, np.maximum(self._fire_due - 1, 0))
-        self._draw(playing)
+        if len(playing):
+            self._draw(playing)
         return self._obs.copy(), reward, self._terminated.copy(), self._truncated.copy(), self._info()
 
     def close_extras(self, **kwargs: Any) -> None:
@@ -219,11 +212,8 @@ class EnvPoolVectorEnv(VectorEnv):
 
     def _draw(self, ids: np.ndarray) -> None:
         """Bring the frames of `ids` up to date."""
-        if not len(ids):
-            return
         if self.task.atari:
-            top, bottom = self.task.crop
-            self._obs[ids] = self._native_obs[ids, :, top:bottom].transpose(0, 2, 3, 1)
+            self._obs[ids] = self._native_obs[ids, :, slice(*self.task.crop)].transpose(0, 2, 3, 1)
         else:
             pictures = self._pool.render(ids) if self._renders else self._native_obs[ids]
             for i, picture in zip(ids, pictures, strict=True):
@@ -243,9 +233,7 @@ class TaskEnv(gymnasium.Wrapper):
         super().__init__(env)
         self.task = task
         self.observation_space, self.action_space = _spaces(task)
-        self._native_actions = (
-            np.array(task.actions, np.float32) if isinstance(task.actions[0], tuple) else task.actions
-        )
+        self._native_actions = _native_actions(task)
         self._seed: int | None = seed
         self._last: tuple[np.ndarray, bool, bool, dict[str, Any]] | None = None
         self._decisions = 0
@@ -271,7 +259,7 @@ class TaskEnv(gymnasium.Wrapper):
         if self._last is not None:
             obs, terminated, truncated, info = self._last
             return obs, 0.0, terminated, truncated, info
-        native = _FIRE if self._fire_due else self._native_actions[int(action)]
+        native = _FIRE if self._fire_due else self._native_actions[action]
         reward, terminated, truncated = 0.0, False, False
         for _ in range(self.task.action_repeat):
             native_obs, native_reward, terminated, truncated, _ = self.env.step(native)
@@ -292,8 +280,7 @@ class TaskEnv(gymnasium.Wrapper):
 
     def _frame(self, native_obs: np.ndarray) -> np.ndarray:
         if self.task.atari:
-            top, bottom = self.task.crop
-            return native_obs[top:bottom]
+            return native_obs[slice(*self.task.crop)]
         return _shrink(self.env.render() if self.task.name == "lunar-lander" else native_obs)
 
     def _info(self, native_obs: np.ndarray) -> dict[str, Any]:
@@ -317,12 +304,8 @@ def _make_task_env(task: Task, seed: int, sticky: float) -> TaskEnv:
     ale_py.ALEInterface.setLoggerMode(ale_py.LoggerMode.Error)
     gymnasium.register_envs(ale_py)
     # The emulator's own limit would count the no-ops; TaskEnv counts decisions, like EnvPool.
-    env = gymnasium.make(
-        task.env_id,
-        repeat_action_probability=sticky,
-        max_num_frames_per_episode=0,
-        disable_env_checker=True,
-    )
+    options = {"repeat_action_probability": sticky, "max_num_frames_per_episode": 0}
+    env = gymnasium.make(task.env_id, disable_env_checker=True, **options)
     env = gymnasium.wrappers.AtariPreprocessing(
         env, screen_size=(FRAME_SIZE, _ATARI_ROWS), terminal_on_life_loss=False, grayscale_obs=False, **_ATARI
     )
@@ -331,6 +314,10 @@ def _make_task_env(task: Task, seed: int, sticky: float) -> TaskEnv:
 
 def _spaces(task: Task) -> tuple[Box, Discrete]:
     return Box(0, 255, (FRAME_SIZE, FRAME_SIZE, 3), np.uint8), Discrete(task.num_actions)
+
+
+def _native_actions(task: Task) -> np.ndarray:
+    return np.array(task.actions, np.float32 if isinstance(task.actions[0], tuple) else np.int32)
 
 
 def _shrink(picture: np.ndarray) -> np.ndarray:
