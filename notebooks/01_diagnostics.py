@@ -45,7 +45,8 @@ from importlib import metadata
 
 from wm_lib.control.agent import RandomAgent
 from wm_lib.course import plots
-from wm_lib.pipeline import Pipeline, machine
+from wm_lib.pipeline import Pipeline
+from wm_lib.provenance import machine
 from wm_lib.tasks import TASKS
 
 run = Pipeline.open(task, budget, run_dir, seed)

@@ -90,7 +90,7 @@ sizes = {
 }
 print(f"C reads {world_model.feature_dim} features: {config.recent_z} times z ({world_model.z_dim}) and h ({world_model.mdn_rnn.rnn_size})")
 print(", ".join(f"{name}: {size}" for name, size in sizes.items()), "parameters")
-plots.bars(sizes, "parameters")
+plots.bars(sizes, "parameters", "How large each part is (mind the scale)", log=True)
 
 # %%
 num_decisions = 100

@@ -75,7 +75,7 @@ def dream(num_envs: int, seeds: list[int], temperature: float = 1.0) -> DreamVec
 # **Predict.** Nothing real is in the next film. What will give it away?
 
 # %%
-num_dreams, num_decisions = 3, 60
+num_dreams, num_decisions = 2, 40
 for temperature in (0.5, 1.0):
     env = dream(num_dreams, [seed], temperature)
     player = RandomAgent(run.task.num_actions, num_dreams)
@@ -84,7 +84,7 @@ for temperature in (0.5, 1.0):
     print(f"temperature {temperature}: {num_dreams} dreams of {num_decisions} random decisions, {ends} of them ended, paid {asleep.reward.sum(axis=0).round(1)}")
     if temperature == 0.5:
         calm = asleep
-plots.film(np.concatenate([calm.frames, asleep.frames], axis=1), "Dreams of random play: three calm ones (0.5), three bold ones (1.0)")
+plots.film(np.concatenate([calm.frames, asleep.frames], axis=1), "Dreams of random play: two calm ones (temperature 0.5), two bold ones (1.0)")
 
 # %% [markdown]
 # **Explain.** The dream has no score board to keep right and no physics to obey; it only has what M found worth remembering. Things may
@@ -124,7 +124,12 @@ print(f"in reality:   {awake['mean']:.1f}, random play {chance['mean']:.1f}, ove
 
 # %%
 plots.bars(
-    {"dream: random": in_dream.mean(), "dream: trained": dreamer.meta["mean_return"], "real: random": chance["mean"], "real: trained": awake["mean"]},
+    {
+        "asleep,\nrandom": in_dream.mean(),
+        "asleep,\ntrained": dreamer.meta["mean_return"],
+        "awake,\nrandom": chance["mean"],
+        "awake,\ntrained": awake["mean"],
+    },
     "mean return",
     "The same controller asleep and awake",
 )

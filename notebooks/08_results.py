@@ -43,7 +43,8 @@ import numpy as np
 from wm_lib.control.agent import Agent
 from wm_lib.course import plots
 from wm_lib.errors import StageError
-from wm_lib.pipeline import Pipeline, project_root
+from wm_lib.folders import project_root
+from wm_lib.pipeline import Pipeline
 from wm_lib.report import find_manifests, results_table
 from wm_lib.worlds.envs import make_env
 

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from safetensors import SafetensorError
 
 from wm_lib import checkpoints, cli
 from wm_lib.config import load_config
@@ -156,6 +157,7 @@ def test_a_file_where_the_run_folder_should_be(capsys, tmp_path):
     [
         (StageError("V's loss became nan; lower vae.learning_rate"), "V's loss became nan"),
         (OSError(28, "No space left on device", "runs/x"), "No space left on device"),
+        (SafetensorError("Error while serializing: I/O error: No space left on device"), "No space left on device"),
         (ModuleNotFoundError("No module named 'torch'"), "No module named 'torch'; type: pip install"),
         (KeyboardInterrupt(), "stopped; what is finished stays, the same command goes on from there"),
     ],

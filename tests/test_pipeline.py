@@ -262,7 +262,7 @@ def test_killed_before_its_record_is_written_a_stage_still_has_its_checkpoint(ra
         def killed():
             raise Killed
 
-        patch.setattr(pipeline, "machine", killed)
+        patch.setattr(pipeline.provenance, "machine", killed)
         with pytest.raises(Killed):
             run.run_stage("vae")
     assert (run.directory / "vae" / "checkpoint.safetensors").exists()

@@ -100,6 +100,14 @@ class DiaryEnv:
         self.open = False
 
 
+MEAN, STD = np.array([30.0, 500.0]), np.array([20.0, 1e5])
+
+
+def normal(z: float, h: float) -> list[float]:
+    """Features in standard deviations, cut at 10 of them: an h of a million is reached."""
+    return [min(10.0, max(-10.0, (x - m) / s)) for x, m, s in zip((z, h), MEAN, STD, strict=True)]
+
+
 def diary(slot: int, actions: np.ndarray, scale: float, clip: bool) -> Iterator[tuple[Any, ...]]:
     """What C is told in one slot, decision by decision, told again with plain loops."""
     episode, t, h, total = 0, 0, 0.0, 0.0
@@ -108,7 +116,7 @@ def diary(slot: int, actions: np.ndarray, scale: float, clip: bool) -> Iterator[
         t += 1
         reward = (slot - 1.5) * (1 + action)
         total += reward
-        seen, info = [pixel(slot, episode, t), h], {}
+        seen, info = normal(pixel(slot, episode, t), h), {}
         done = t == LENGTHS[slot]
         if done:
             info = {
@@ -117,7 +125,7 @@ def diary(slot: int, actions: np.ndarray, scale: float, clip: bool) -> Iterator[
                 "episode": {"r": total, "l": t},
             }
             episode, t, h, total = episode + 1, 0, 0.0, 0.0
-            seen = [pixel(slot, episode, 0), 0.0]
+            seen = normal(pixel(slot, episode, 0), 0.0)
         given = reward * scale
         yield seen, min(1.0, max(-1.0, given)) if clip else given, done, info
 
@@ -125,19 +133,19 @@ def diary(slot: int, actions: np.ndarray, scale: float, clip: bool) -> Iterator[
 @pytest.mark.parametrize("scale, clip", [(1.0, False), (0.25, False), (1.0, True), (0.4, True)])
 def test_c_sees_its_environments_as_a_loop_over_slots_tells_it(scale: float, clip: bool) -> None:
     actions = np.random.default_rng(0).integers(3, size=(24, 4))
-    env = FeatureVecEnv(DiaryEnv(), CountingModel(), scale, clip)
+    env = FeatureVecEnv(DiaryEnv(), CountingModel(), scale, clip, (MEAN, STD))
     assert env.observation_space.shape == (2,) and env.action_space == spaces.Discrete(3)
     expected = [diary(slot, actions[:, slot], scale, clip) for slot in range(4)]
-    np.testing.assert_array_equal(env.reset(), [[pixel(slot, 0, 0), 0] for slot in range(4)])
+    np.testing.assert_allclose(env.reset(), [normal(pixel(slot, 0, 0), 0) for slot in range(4)], rtol=1e-6)
     for action in actions:
         features, reward, done, infos = env.step(action)
         for i in range(4):
             seen, given, over, info = next(expected[i])
-            np.testing.assert_allclose(features[i], seen, rtol=1e-6)
+            np.testing.assert_allclose(features[i], seen, rtol=1e-5)
             assert reward[i] == pytest.approx(given) and done[i] == over
             assert infos[i].keys() == info.keys()
             if over:
-                np.testing.assert_allclose(infos[i]["terminal_observation"], info["terminal_observation"], rtol=1e-6)
+                np.testing.assert_allclose(infos[i]["terminal_observation"], info["terminal_observation"], rtol=1e-5)
                 assert infos[i]["TimeLimit.truncated"] is info["TimeLimit.truncated"]
                 assert infos[i]["episode"] == pytest.approx(info["episode"])  # the raw return
     env.close()
@@ -161,14 +169,14 @@ class MemorylessModel(CountingModel):
 
 def test_features_once_given_do_not_change() -> None:
     """SB3 reads terminal_observation and the last observation after the reset has overwritten z."""
-    env = FeatureVecEnv(DiaryEnv(), MemorylessModel())
+    env = FeatureVecEnv(DiaryEnv(), MemorylessModel(), statistics=(np.zeros(1, np.float32), np.full(1, 64.0)))
     given = [env.reset()]
     for _ in range(3):
         features, _, done, infos = env.step(np.zeros(4, int))
         given.append(features)
         for i in np.flatnonzero(done):
-            assert infos[i]["terminal_observation"] == [pixel(i, 0, LENGTHS[i])]
-    expected = [[[pixel(i, t // LENGTHS[i], t % LENGTHS[i])] for i in range(4)] for t in range(4)]
+            assert infos[i]["terminal_observation"] == [pixel(i, 0, LENGTHS[i]) / 64]
+    expected = [[[pixel(i, t // LENGTHS[i], t % LENGTHS[i]) / 64] for i in range(4)] for t in range(4)]
     np.testing.assert_array_equal(given, expected)
 
 
@@ -237,9 +245,7 @@ def train(
     directory: Path, config: ControllerConfig = CONFIG, seed: int = 1, make_env: Callable[..., Any] = LevelEnv,
     world_model: WorldModel | None = None,
 ) -> Controller:  # fmt: skip
-    return train_ppo(
-        world_model or LevelModel(), TASK, config, seed=seed, directory=directory, make_env=make_env
-    )
+    return train_ppo(world_model or LevelModel(), TASK, config, seed=seed, directory=directory, make_env=make_env)
 
 
 def share_of_right_actions(controller: Controller, lag: int) -> float:
@@ -305,15 +311,14 @@ def test_the_exported_controller_is_the_policy(hidden: list[int], tmp_path: Path
         for parameter in model.policy.parameters():
             parameter.copy_(torch.randn(parameter.shape))  # SB3's last layer starts near zero
     controller = ppo.export(model, {"real_steps": 3})
-    features = 3 * np.random.default_rng(0).normal(size=(50, 7)).astype(np.float32)
-    features[0, 0] = 40  # further out than C looks
+    features = 2 * np.random.default_rng(0).normal(size=(50, 7)).astype(np.float32)
     with torch.no_grad():
         policy = model.policy.get_distribution(torch.from_numpy(features)).distribution.logits.numpy()
     logits = controller.logits(features)
     log_softmax = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
-    np.testing.assert_allclose(log_softmax[1:], policy[1:], atol=1e-4)
+    np.testing.assert_allclose(log_softmax, policy, atol=1e-4)
     greedy, _ = model.predict(features, deterministic=True)
-    np.testing.assert_array_equal(controller.act(features)[1:], greedy[1:])
+    np.testing.assert_array_equal(controller.act(features), greedy)
     assert [weight.shape[1] for weight in controller.weights] == [*hidden, 3]
 
     controller.save(tmp_path / "c.safetensors")
@@ -326,24 +331,41 @@ def test_the_exported_controller_is_the_policy(hidden: list[int], tmp_path: Path
     np.testing.assert_array_equal(controller.logits(features), logits)
 
 
-def test_c_trains_on_the_features_it_will_play_with(tmp_path: Path) -> None:
-    """The controller clips features that lie far out; the policy it comes from has to see them clipped."""
+class LoudModel(LevelModel):
+    """One of its features lies 20 standard deviations out, which C cuts to 10."""
 
-    class Loud(LevelModel):
-        def encode(self, frames: np.ndarray) -> np.ndarray:
-            return 100 * super().encode(frames)
+    def features(self, z: np.ndarray, h: np.ndarray) -> np.ndarray:
+        return super().features(z, h) * np.array([1, 20, 5, 1, 1, 3, 1], np.float32)
 
-    env = FeatureVecEnv(LevelEnv(16, 0), Loud())
-    model = ppo._make_ppo(env, CONFIG, 384, 384, 0)
-    controller = ppo.export(model, {})
-    for features in (env.reset(), *(env.step(np.zeros(16, int))[0] for _ in range(12))):
-        with torch.no_grad():
-            policy = model.policy.get_distribution(torch.from_numpy(features)).distribution.probs.numpy()
-        # What the agent makes of the same frame: the world model's own features through the controller.
-        logits = controller.logits(env.world_model.features(env.z, env.h)) if features is None else None
-        logits = controller.logits(features)
-        probs = np.exp(logits - logits.max(axis=1, keepdims=True))
-        np.testing.assert_allclose(probs / probs.sum(axis=1, keepdims=True), policy, atol=1e-5)
+
+@pytest.mark.parametrize("normalised", [False, True])
+def test_c_plays_on_the_features_it_was_trained_on(
+    normalised: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The policy saw what FeatureVecEnv makes of the features, the agent hands the controller the features."""
+    update, models = PPO.train, []
+
+    def spy(model: PPO) -> None:
+        models.append(model)
+        update(model)
+
+    monkeypatch.setattr(PPO, "train", spy)
+    rng = np.random.default_rng(0)
+    statistics = (rng.normal(size=7).astype(np.float32), rng.uniform(0.5, 2, 7).astype(np.float32))
+    controller = train_ppo(
+        LoudModel(), TASK, CONFIG.model_copy(update={"num_steps": 768}), seed=1, directory=tmp_path, make_env=LevelEnv,
+        statistics=statistics if normalised else None,
+    )  # fmt: skip
+    env = models[-1].env
+    seen = [env.reset(), *(env.step(rng.integers(3, size=16))[0] for _ in range(13))]
+    raw = env.world_model.features(env.z, env.h)
+    assert seen[-1].dtype == np.float32 and np.abs(raw).max() > np.abs(seen[-1]).max() == 10
+    with torch.no_grad():
+        policy = models[-1].policy.get_distribution(torch.from_numpy(seen[-1])).distribution.logits.numpy()
+    logits = controller.logits(raw)
+    np.testing.assert_allclose(logits - np.log(np.exp(logits).sum(axis=1, keepdims=True)), policy, atol=1e-5)
+    controller.save(tmp_path / "c.safetensors")
+    np.testing.assert_array_equal(Controller.load(tmp_path / "c.safetensors").logits(raw), logits)
 
 
 # Being interrupted

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from wm_lib import checkpoints, report
+from wm_lib.errors import StageError
 
 
 def manifest(task: str, mean: float, low: float | None, high: float | None, random_high: float | None) -> dict:
@@ -46,3 +49,22 @@ def test_the_table_holds_every_figure_and_its_columns_line_up() -> None:
     cells = [cell.strip() for cell in lines[2].strip("|").split("|")]
     assert cells == ["pong", "5.0 [4.0, 6.0]", "-20.0 [-21.0, -19.0]", "18", "30", "1,040,960", "6"]
     assert "431.1 [400.0, 462.0]" in lines[3]
+
+
+def test_the_readme_keeps_everything_around_the_table(tmp_path: Path) -> None:
+    readme = tmp_path / "README.md"
+    readme.write_text(f"# Title\n{report.START}\nold\n{report.END}\n\nprose\n")
+    for _ in range(2):  # writing it again changes nothing
+        report.write_readme(readme, [manifest("pong", 5.04, 4, 6, -19)])
+        before, _, rest = readme.read_text().partition(report.START)
+        table, _, after = rest.partition(report.END)
+        assert (before, after) == ("# Title\n", "\n\nprose\n")
+        assert table == "\n" + report.results_table([manifest("pong", 5.04, 4, 6, -19)]) + "\n"
+
+
+def test_a_readme_without_marks_is_left_alone(tmp_path: Path) -> None:
+    readme = tmp_path / "README.md"
+    readme.write_text(f"{report.START} only")
+    with pytest.raises(StageError, match="no place for the table"):
+        report.write_readme(readme, [])
+    assert readme.read_text() == f"{report.START} only"

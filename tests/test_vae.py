@@ -22,10 +22,12 @@ from wm_lib.models.vae import (
     encode_frames,
     episode_scenery,
     foreground_weights,
+    from_patches,
     kl_divergence,
     load_vae,
     median_frame,
     save_vae,
+    to_patches,
     train_vae,
     vae_loss,
 )
@@ -85,9 +87,12 @@ def write_rollouts(
     return Rollouts(directory)
 
 
-def planted_frames(num_sequences: int = 10, length: int = 12) -> np.ndarray:
-    rng = np.random.default_rng(5)
-    return np.stack([pong(rng, length)[0] for _ in range(num_sequences)])
+def planted_frames() -> np.ndarray:
+    """A square whose colour changes from frame to frame, uint8 (10, 12, 64, 64, 3)."""
+    frames = np.repeat(court()[None], 120, axis=0)
+    colours = np.random.default_rng(5).integers(256, size=(120, 1, 1, 3), dtype=np.uint8)
+    frames[:, 20:36, 8:24] = colours
+    return frames.reshape(10, 12, 64, 64, 3)
 
 
 def tiny(**changes: float) -> VAEConfig:
@@ -105,6 +110,12 @@ def say(model: VAE, mu: list[float], sigma: list[float]) -> None:
     with torch.no_grad():
         model.encoder[-1].weight.zero_()
         model.encoder[-1].bias.copy_(torch.tensor([*mu, *(math.log(s) for s in sigma)]))
+
+
+def draw_background(model: VAE) -> None:
+    """Make the decoder draw no difference from the background."""
+    nn.init.zeros_(model.decoder[-1].weight)
+    nn.init.zeros_(model.decoder[-1].bias)
 
 
 # The loss
@@ -134,48 +145,46 @@ def test_the_loss_by_hand() -> None:
     background = rng.random((64, 64, 3), np.float32)
     model = VAE(2, background)
     say(model, [0.5, -3.0], [1.0, 0.25])
-    nn.init.zeros_(model.decoder[-2].weight)
-    nn.init.zeros_(model.decoder[-2].bias)
-    pixels = rng.random((3, 3, 64, 64), np.float32)
-    weights = rng.integers(1, 30, (3, 1, 64, 64)).astype(np.float32)
-    loss, parts = vae_loss(model, torch.from_numpy(pixels), torch.from_numpy(weights), 0.1)
+    draw_background(model)
+    frames = rng.integers(256, size=(3, 64, 64, 3), dtype=np.uint8)
+    weights = rng.integers(1, 30, (3, 64, 64, 1)).astype(np.float32)
+    loss, parts = vae_loss(model, frames, torch.from_numpy(weights), 0.1)
 
     error = 0.0
-    for frame, weight in zip(pixels.astype(float), weights.astype(float), strict=True):
+    for frame, weight in zip(frames / 255, weights, strict=True):
         for channel in range(3):
-            error += (weight[0] * (frame[channel] - background[:, :, channel]) ** 2).sum() / 3
+            error += (weight[:, :, 0] * (frame[:, :, channel] - background[:, :, channel]) ** 2).sum() / 3
     kl = 0.5**2 / 2 + (9 + 1 / 16 - 1) / 2 - math.log(1 / 4)
     assert float(parts["error"]) == pytest.approx(error, rel=1e-5)
     assert float(parts["kl"]) == pytest.approx(kl, rel=1e-5)
-    assert float(loss) == pytest.approx(error + 0.1 * kl, rel=1e-5)
+    assert loss.item() == pytest.approx(error + 0.1 * kl, rel=1e-5)
     assert not parts["error"].requires_grad and not parts["kl"].requires_grad
-    plain, _ = vae_loss(model, torch.from_numpy(pixels), 1.0, 0.0)
-    assert float(plain) == pytest.approx(((pixels - background.transpose(2, 0, 1)) ** 2).sum() / 3, rel=1e-5)
+    plain, _ = vae_loss(model, frames, None, 0.0)
+    assert plain.item() == pytest.approx(((frames / 255 - background) ** 2).sum() / 3, rel=1e-5)
 
 
 def test_without_doubt_the_error_is_that_of_the_mean_and_doubt_adds_its_variance() -> None:
-    """With a linear decoder E|A (mu + sigma eps) - x|^2 = |A mu - x|^2 + sum_i sigma_i^2 |A_i|^2."""
+    """With a linear decoder E|A (mu + sigma eps)|^2 = |A mu|^2 + sum_i sigma_i^2 |A_i|^2."""
     torch.manual_seed(0)
-    model = VAE(2)
-    matrix = torch.randn(2, 3 * 64 * 64)
-    linear = nn.Linear(2, 3 * 64 * 64, bias=False)
+    model, num_frames = VAE(2), 400
+    matrix = torch.randn(2, 48 * 16 * 16)
+    linear = nn.Linear(2, 48 * 16 * 16, bias=False)
     linear.weight.data = matrix.T.clone()
-    model.decoder = nn.Sequential(linear, nn.Unflatten(1, (3, 64, 64)))
-    x, mu = torch.zeros(1500, 3, 64, 64), torch.tensor([1.0, -1.0])
-    at_mean = float((mu @ matrix / 4).square().sum())
-    for sigma in ([1e-3, 1e-3], [0.5, 2.0]):
+    model.decoder = nn.Sequential(linear, nn.Unflatten(1, (48, 16, 16)))
+    black, mu = np.zeros((num_frames, 64, 64, 3), np.uint8), torch.tensor([1.0, -1.0])
+    at_mean = float((mu @ matrix / vae.CONTRAST).square().sum())
+    for sigma, tolerance in (([1e-3, 1e-3], 0.01), ([0.5, 2.0], 0.15)):  # over three standard errors of the mean
         say(model, mu.tolist(), sigma)
         with torch.inference_mode():
-            _, parts = vae_loss(model, x, 1.0, 0.0)
-        added = sum(s**2 * float((row / 4).square().sum()) for s, row in zip(sigma, matrix, strict=True))
-        # The average over 1,500 draws: its standard error is below 4 %, and 0.2 % in the first case.
-        assert float(parts["error"]) == pytest.approx(at_mean + added, rel=0.12 if sigma[1] > 1 else 0.01)
+            _, parts = vae_loss(model, black, None, 0.0)
+        added = sum(s**2 * float((row / vae.CONTRAST).square().sum()) for s, row in zip(sigma, matrix, strict=True))
+        assert float(parts["error"]) == pytest.approx(at_mean + added, rel=tolerance)
 
 
 def test_the_loss_teaches_every_parameter() -> None:
     torch.manual_seed(0)
     model = VAE(4)
-    loss, _ = vae_loss(model, torch.rand(2, 3, 64, 64), 1.0, 0.01)
+    loss, _ = vae_loss(model, np.random.default_rng(0).integers(256, size=(2, 64, 64, 3), dtype=np.uint8), None, 0.01)
     loss.backward()
     for name, parameter in model.named_parameters():
         assert parameter.grad is not None and parameter.grad.abs().sum() > 0, name
@@ -184,26 +193,28 @@ def test_the_loss_teaches_every_parameter() -> None:
 # What counts as foreground
 
 
-def weights_of(changed: np.ndarray, weight: float = 30.0, contrast: float = 0.2) -> np.ndarray:
-    """Weights (batch, 64, 64) of grey frames of which the pixels `changed` (batch, 64, 64) are brighter in green."""
-    scenery = torch.full((len(changed), 3, 64, 64), 0.5)
-    pixels = scenery.clone()
-    pixels[:, 1] += contrast * torch.from_numpy(changed.astype(np.float32))
-    weights = foreground_weights(pixels, scenery, weight)
-    assert weights.shape == (len(changed), 1, 64, 64)
-    return weights[:, 0].numpy()
+def weights_of(changed: np.ndarray, weight: float = 30.0, contrast: int = 50) -> np.ndarray:
+    """Weights (batch, 64, 64) of grey frames of which the pixels `changed` (batch, 64, 64) differ in green."""
+    scenery = np.full((*changed.shape, 3), 128, np.uint8)
+    frames = scenery.copy()
+    frames[..., 1] += (contrast * changed).astype(np.int8).view(np.uint8)
+    weights = foreground_weights(torch.from_numpy(frames), torch.from_numpy(scenery), weight)
+    assert weights.shape == (*changed.shape, 1) and weights.dtype == torch.float32
+    return weights[..., 0].numpy()
 
 
-@pytest.mark.parametrize("contrast", [0.11, -0.11, 0.5])
-def test_a_ball_of_one_pixel_has_the_foregrounds_weight_and_all_else_weighs_one(contrast: float) -> None:
+@pytest.mark.parametrize("contrast", [26, -26, 120, -120])
+def test_a_ball_of_one_pixel_has_the_foregrounds_weight_and_all_else_weighs_one(contrast: int) -> None:
     changed = np.zeros((2, 64, 64), bool)
     changed[0, 10, 20] = changed[1, 63, 0] = True
     np.testing.assert_array_equal(weights_of(changed, contrast=contrast), np.where(changed, 30, 1))
     np.testing.assert_array_equal(weights_of(changed, weight=7.5, contrast=contrast), np.where(changed, 7.5, 1))
+    np.testing.assert_array_equal(weights_of(changed, weight=1, contrast=contrast), 1)
 
 
-def test_small_differences_are_not_foreground() -> None:
-    np.testing.assert_array_equal(weights_of(np.ones((1, 64, 64), bool), contrast=0.09), 1)
+@pytest.mark.parametrize("contrast", [25, -25])
+def test_small_differences_are_not_foreground(contrast: int) -> None:
+    np.testing.assert_array_equal(weights_of(np.ones((1, 64, 64), bool), contrast=contrast), 1)
 
 
 @pytest.mark.parametrize("size", [0, 1, 66, 67, 100, 1000, 1999, 2000, 2001, 4096])
@@ -264,16 +275,27 @@ def test_scenery_is_the_median_of_each_episode(frames_per_episode: int, tmp_path
 # The network
 
 
+def test_patches_are_cut_and_put_together_like_a_mosaic() -> None:
+    pictures = torch.from_numpy(np.random.default_rng(0).integers(256, size=(2, 64, 64, 3), dtype=np.uint8))
+    patches = to_patches(pictures)
+    assert patches.shape == (2, 48, 16, 16) and patches.is_contiguous(memory_format=torch.channels_last)
+    for row, column in ((0, 0), (3, 11), (15, 2)):
+        square = pictures[:, 4 * row : 4 * row + 4, 4 * column : 4 * column + 4]
+        assert torch.equal(patches[:, :, row, column], square.reshape(2, 48))
+    assert torch.equal(from_patches(patches), pictures)
+    assert torch.equal(from_patches(to_patches(pictures[..., :1])), pictures[..., :1])
+
+
 def test_frames_keep_their_orientation() -> None:
     frame = np.zeros((1, 64, 64, 3), np.uint8)
     frame[0, 5, 40, 2] = 255
     model = VAE(4, frame[0] / np.float32(255))
-    pixels = model.pixels(frame)
+    draw_background(model)
+    pixels = model.decode(torch.randn(1, 4))
     assert pixels.shape == (1, 3, 64, 64) and pixels.dtype == torch.float32
     assert pixels[0, 2, 5, 40] == 1 and pixels.sum() == 1
-    nn.init.zeros_(model.decoder[-2].weight)
-    nn.init.zeros_(model.decoder[-2].bias)
-    assert torch.equal(model.decode(torch.randn(1, 4)), pixels)
+    centred = VAE(4).centre(frame)
+    assert centred[0, 3 * (4 * 1 + 0) + 2, 1, 10] == vae.CONTRAST and centred.sum() == vae.CONTRAST
 
 
 def test_the_centred_encoder_sees_the_difference_from_the_background() -> None:
@@ -287,51 +309,53 @@ def test_the_centred_encoder_sees_the_difference_from_the_background() -> None:
             torch.testing.assert_close(ours, theirs)
 
 
-def test_decode_stays_within_brightness_and_draw_does_not() -> None:
-    torch.manual_seed(0)
-    model = VAE(4)
+def test_decode_stays_within_brightness() -> None:
+    model = VAE(4, np.full((64, 64, 3), 0.5, np.float32))
+    draw_background(model)
     with torch.no_grad():
-        model.decoder[-2].bias.copy_(torch.linspace(-8, 8, 48))
-        drawn, decoded = model.draw(torch.randn(2, 4)), model.decode(torch.randn(2, 4))
-    assert drawn.min() < -1 and drawn.max() > 1.5
+        model.decoder[-1].bias.copy_(vae.CONTRAST * torch.linspace(-2, 2, 48))
+        decoded = model.decode(torch.randn(2, 4))
     assert decoded.shape == (2, 3, 64, 64) and decoded.min() == 0 and decoded.max() == 1
+    expected = (0.5 + torch.linspace(-2, 2, 48)).clamp(0, 1)
+    torch.testing.assert_close(to_patches(decoded.permute(0, 2, 3, 1)), expected[:, None, None].expand(2, 48, 16, 16))
 
 
-def fit(model: VAE, frames: np.ndarray, weights: Tensor | float, num_updates: int) -> np.ndarray:
+def fit(model: VAE, frames: np.ndarray, weights: Tensor | None, num_updates: int) -> np.ndarray:
     """Adam on one batch; returns the reconstructions of its means, float32 (batch, 64, 64, 3)."""
-    pixels = model.pixels(frames).contiguous(memory_format=torch.channels_last)
-    optimizer = torch.optim.Adam(model.parameters(), 2e-3)
+    optimizer = torch.optim.Adam(model.parameters())
     for step in range(num_updates):
-        optimizer.param_groups[0]["lr"] = training.one_cycle(step, num_updates, 2e-3)
-        loss, _ = vae_loss(model, pixels, weights, 1e-3)
+        optimizer.param_groups[0]["lr"] = training.one_cycle(step, num_updates, 5e-3)
+        with training.fast_autocast():
+            loss, _ = vae_loss(model, frames, weights, 1e-3)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
     with torch.inference_mode():
-        return model.decode(model.posterior(pixels)[0]).permute(0, 2, 3, 1).numpy()
+        return model.decode(model.encode(frames)[0]).permute(0, 2, 3, 1).numpy()
 
 
 def test_the_centred_vae_overfits_eight_frames_and_draws_the_ball() -> None:
     torch.manual_seed(0)
     frames, ball = pong(np.random.default_rng(0), 8)
     model = VAE(8, court() / np.float32(255))
-    scenery = model.pixels(np.repeat(court()[None], 8, axis=0))
-    drawn = fit(model, frames, foreground_weights(model.pixels(frames), scenery, 30.0), 120)
-    assert np.abs(drawn - frames / 255).mean() < 2e-3
-    blue = drawn[:, :, :, 2]  # of the court 17, of the ball 236
+    scenery = np.repeat(court()[None], 8, axis=0)
+    drawn = fit(model, frames, foreground_weights(torch.from_numpy(frames), torch.from_numpy(scenery), 30.0), 120)
+    assert np.abs(drawn - frames / 255).mean() < 5e-3
+    blue = drawn[:, :, :, 2] * 255  # the court has 17, the ball 236
     for i, (row, column) in enumerate(ball):
-        assert blue[i, row, column] > 0.7  # here it is ...
-        others = [blue[i, r, c] for j, (r, c) in enumerate(ball) if j != i]
-        assert max(others) < 0.3  # ... and here it is not
+        assert blue[i, row, column] > 180  # here it is, and not where it is in another frame
+        assert max(blue[i, r, c] for j, (r, c) in enumerate(ball) if j != i) < 125
 
 
-def test_the_plain_vae_overfits_eight_colourful_frames() -> None:
+def test_the_plain_vae_overfits_eight_frames_of_large_squares() -> None:
     torch.manual_seed(0)
-    blocks = np.random.default_rng(0).integers(256, size=(8, 8, 8, 3), dtype=np.uint8)
-    frames = blocks.repeat(8, axis=1).repeat(8, axis=2)
-    drawn = fit(VAE(8), frames, 1.0, 120)
-    explained = 1 - np.square(drawn - frames / 255).mean() / (frames / 255).var(axis=0).mean()
-    assert explained > 0.95
+    rng = np.random.default_rng(0)
+    frames = np.zeros((8, 64, 64, 3), np.uint8)
+    for frame in frames:
+        row, column = rng.integers(0, 44, 2)
+        frame[row : row + 20, column : column + 20] = rng.integers(100, 256, 3)
+    drawn = fit(VAE(8), frames, None, 100)
+    assert np.square(drawn - frames / 255).mean() < 0.25 * (frames / 255).var(axis=0).mean()
 
 
 # Training
@@ -346,19 +370,21 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Rollouts:
 def trained(data: Rollouts, tmp_path_factory: pytest.TempPathFactory) -> tuple[VAE, Path]:
     directory = tmp_path_factory.mktemp("trained")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(training, "BLOCK", 25)
-        return train_vae(data, tiny(num_updates=75), seed=1, directory=directory), directory
+        patch.setattr(training, "BLOCK", 20)
+        return train_vae(
+            data, tiny(num_updates=60, beta=1.0, learning_rate=5e-3), seed=1, directory=directory
+        ), directory
 
 
 def test_training_lowers_the_loss_on_frames_it_does_not_see(trained: tuple[VAE, Path]) -> None:
     model, directory = trained
     scalars = read_scalars(directory)
-    for name in ("error", "kl", "held_out_error", "held_out_kl"):
+    for name in ("held_out_error", "held_out_kl"):
         steps, values = scalars[name]
-        assert steps.tolist() == [25, 50, 75] and np.isfinite(values).all()
-    assert scalars["error"][1][-1] < 0.75 * scalars["error"][1][0]
-    assert scalars["held_out_error"][1][-1] < 0.9 * scalars["held_out_error"][1][0]
-    np.testing.assert_allclose(model.background.permute(1, 2, 0), court() / np.float32(255))
+        assert steps.tolist() == [20, 40, 60] and np.isfinite(values).all()
+    assert scalars["error"][1][-1] < 0.9 * scalars["error"][1][0]
+    assert scalars["held_out_error"][1][-1] < 0.75 * scalars["held_out_error"][1][0]
+    np.testing.assert_allclose(model.background, np.median(planted_frames(), axis=(0, 1)) / 255, rtol=1e-6)
 
 
 def test_the_plain_vae_is_trained_without_background_and_weights(
@@ -366,21 +392,21 @@ def test_the_plain_vae_is_trained_without_background_and_weights(
 ) -> None:
     seen = []
 
-    def spy(model: VAE, pixels: Tensor, weights: Tensor | float, beta: float) -> tuple[Tensor, dict[str, Tensor]]:
+    def spy(model: VAE, frames: Tensor, weights: Tensor | None, beta: float) -> tuple[Tensor, dict[str, Tensor]]:
         seen.append(weights)
-        return vae_loss(model, pixels, weights, beta)
+        return vae_loss(model, frames, weights, beta)
 
     monkeypatch.setattr(vae, "vae_loss", spy)
     model = train_vae(data, tiny(num_updates=2, centred=False), seed=0, directory=tmp_path)
-    assert seen == [1.0] * 3 and not model.background.any()
+    assert seen == [None] * 3 and not model.background.any()
 
 
 def test_beta_warms_up_and_stays(data: Rollouts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen = []
 
-    def spy(model: VAE, pixels: Tensor, weights: Tensor | float, beta: float) -> tuple[Tensor, dict[str, Tensor]]:
+    def spy(model: VAE, frames: Tensor, weights: Tensor | None, beta: float) -> tuple[Tensor, dict[str, Tensor]]:
         seen.append(beta)
-        return vae_loss(model, pixels, weights, beta)
+        return vae_loss(model, frames, weights, beta)
 
     monkeypatch.setattr(vae, "vae_loss", spy)
     train_vae(data, tiny(num_updates=20, beta=2.0, batch_size=1), seed=0, directory=tmp_path)
@@ -393,7 +419,8 @@ def test_frames_held_out_are_not_trained_on(data: Rollouts, tmp_path: Path) -> N
     held_out_error = {}
     models = {}
     for name, sequence in (("none", None), ("test", test[0]), ("train", (test[0] + 1) % 10)):
-        frames = planted_frames()
+        # One background for all of them, which noise in a tenth of the frames does not move.
+        frames = pong(np.random.default_rng(5), 48)[0][np.arange(120) % 48].reshape(10, 12, 64, 64, 3)
         if sequence is not None:
             frames[sequence] = np.random.default_rng(0).integers(256, size=frames[sequence].shape)
         rollouts = write_rollouts(tmp_path / name, frames)
@@ -409,7 +436,7 @@ def test_killed_and_resumed_training_is_bit_equal(
     killed_at: int, data: Rollouts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(training, "BLOCK", 4)
-    config = tiny(num_updates=7, batch_size=8)
+    config = tiny(num_updates=7, batch_size=4)
     whole = train_vae(data, config, seed=7, directory=tmp_path / "whole")
     calls = 0
 
@@ -453,7 +480,10 @@ def test_the_batch_does_not_change_a_frames_latent(trained: tuple[VAE, Path], da
 
 @torch.inference_mode()
 def test_bfloat16_moves_the_mean_by_little_of_the_posteriors_width(trained: tuple[VAE, Path], data: Rollouts) -> None:
-    """The tolerance of the fast path: on average a tenth of a standard deviation, and as much in log sigma."""
+    """The tolerance of the fast path: a tenth of the posterior's standard deviation and a hundredth of the data's.
+
+    It is a matter of V too: bfloat16 resolves 1/256 of what it stores, a tiny beta makes posteriors narrower yet.
+    """
     model, _ = trained
     frames = data.gather(np.arange(data.num_frames))
     mu, log_sigma = model.encode(frames)
@@ -461,10 +491,9 @@ def test_bfloat16_moves_the_mean_by_little_of_the_posteriors_width(trained: tupl
         fast_mu, fast_log_sigma = model.encode(frames)
     assert fast_mu.dtype == fast_log_sigma.dtype == torch.float32
     difference = float(((fast_mu - mu).abs() / log_sigma.exp()).mean())
-    print(difference, float((fast_log_sigma - log_sigma).abs().mean()))
     assert 0 < difference < 0.1
-    assert float((fast_log_sigma - log_sigma).abs().mean()) < 0.1
-    assert float((fast_mu - mu).abs().mean()) < 0.02 * float(mu.std(0).mean())
+    assert float((fast_log_sigma - log_sigma).abs().mean()) < 0.02
+    assert float((fast_mu - mu).abs().mean()) < 0.01 * float(mu.std(0).mean())
 
 
 def test_latents_stand_where_their_frames_do(trained: tuple[VAE, Path], data: Rollouts) -> None:
@@ -475,8 +504,8 @@ def test_latents_stand_where_their_frames_do(trained: tuple[VAE, Path], data: Ro
     for s, t in ((0, 0), (0, 11), (4, 11), (5, 0), (9, 11)):
         with torch.inference_mode():
             alone = [x[0].numpy() for x in model.encode(planted_frames()[s, t][None])]
-        np.testing.assert_allclose((mu[s, t] - alone[0]) / spread, 0, atol=0.2)
-        np.testing.assert_allclose(log_sigma[s, t], alone[1], atol=0.1)
+        np.testing.assert_allclose((mu[s, t] - alone[0]) / spread, 0, atol=0.05)
+        np.testing.assert_allclose(log_sigma[s, t], alone[1], atol=0.05)
         distance = np.abs((mu - alone[0]) / spread).sum(axis=-1)
         assert np.unravel_index(distance.argmin(), distance.shape) == (s, t)
 

@@ -10,13 +10,16 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from safetensors import SafetensorError
 
-from wm_lib import checkpoints
+from wm_lib import checkpoints, report
 from wm_lib.config import BUDGETS, load_config, resolve_budget
 from wm_lib.control.controller import Controller
 from wm_lib.errors import StageError, UsageError
 from wm_lib.evaluation import agent_maker, evaluate, random_maker
-from wm_lib.pipeline import Pipeline, check_seed, project_root, resolve_run_dir
+from wm_lib.folders import project_root, resolve_run_dir
+from wm_lib.pipeline import Pipeline
+from wm_lib.seeding import check_seed
 from wm_lib.tasks import TASKS, get_task
 
 COMPONENTS = ("vae", "mdn_rnn", "controller", "all")
@@ -38,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UsageError as error:
         print(f"wm: {error}", file=sys.stderr)
         return 2
-    except (StageError, OSError) as error:  # OSError: the disk is full, a folder is not ours, ...
+    except (StageError, OSError, SafetensorError) as error:  # the last two: the disk is full, a folder is not ours
         print(f"wm: {error}", file=sys.stderr)
         return 1
     except ModuleNotFoundError as error:
@@ -102,6 +105,10 @@ def _parser() -> argparse.ArgumentParser:
         help="another notebook parameter",
     )
     course.add_argument("--output", metavar="DIR", help="executed notebooks (default: build/course/<budget>)")
+    table = command("report", _table, "Print the scores of a run, agent beside random play, as a table.")
+    table.add_argument(
+        "--readme", action="store_true", help="write the table of assets/manifests into README.md instead"
+    )
     config = command("config", _config, "Print every setting of a budget as YAML.")
     config.add_argument("--task", metavar="T", help=tasks)
     config.add_argument("--show", action="store_true", help="print it (the default)")
@@ -132,8 +139,7 @@ def _train(args: argparse.Namespace) -> None:
     if args.component == "all":
         run.build("evaluate")
         manifest = run.manifest()
-        print(f"{run.task.name}: {_sentence(manifest['score'])}; random play {_sentence(manifest['random_score'])}; "
-              f"target {run.task.target:g}")  # fmt: skip
+        print(report.results_table([manifest]))
         _report(args, manifest)
         return
     directory = run.run_stage(args.component)
@@ -165,7 +171,7 @@ def _evaluate(args: argparse.Namespace) -> None:
         make_agent = agent_maker(task, world_model, controller)
         weights = {path.name: checkpoints.read_meta(path)["sha256"] for path in paths.values()}
     result = evaluate(task, make_agent, args.episodes, seed, sticky=args.sticky)
-    print(f"{task.name}: {_sentence(result)} over {args.episodes} episodes; target {task.target:g}")
+    print(f"{task.name}: {report.interval(result)} over {args.episodes} episodes; target {task.target:g}")
     _report(args, {"task": task.name, "mode": "full", "weights": weights, "sticky": args.sticky, **result})
 
 
@@ -206,6 +212,18 @@ def _course(args: argparse.Namespace) -> None:
     _report(args, {"parameters": parameters, "notebooks": records})
 
 
+def _table(args: argparse.Namespace) -> None:
+    root = project_root()
+    folder = root / "assets" / "manifests" if args.readme else resolve_run_dir(args.run_dir, args.budget)
+    manifests = report.find_manifests(folder)
+    if not manifests:
+        raise StageError(f"no scores in {folder}; make one with: wm train --task pong --run-dir {folder}")
+    if args.readme:
+        report.write_readme(root / "README.md", manifests)
+    print(report.results_table(manifests))
+    _report(args, {"manifests": manifests})
+
+
 def _config(args: argparse.Namespace) -> None:
     config = load_config(args.budget, get_task(args.task).name if args.task else None, args.config)
     print(yaml.safe_dump(config.to_dict(), sort_keys=False), end="")
@@ -218,11 +236,6 @@ def _literal(text: str) -> Any:
         return ast.literal_eval(text)
     except (ValueError, SyntaxError):
         return text
-
-
-def _sentence(score: dict[str, Any]) -> str:
-    low, high = score["ci95"]
-    return f"{score['mean']:.1f}" if low is None else f"{score['mean']:.1f} [{low:.1f}, {high:.1f}]"
 
 
 if __name__ == "__main__":

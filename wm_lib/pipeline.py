@@ -12,25 +12,21 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import platform
 import shlex
-import shutil
-import subprocess
 import time
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from wm_lib import checkpoints, rollouts
+from wm_lib import checkpoints, folders, provenance, rollouts
 from wm_lib.config import Config, load_config, resolve_budget
 from wm_lib.control.agent import feature_statistics
 from wm_lib.control.controller import Controller
 from wm_lib.errors import StageError, UsageError
 from wm_lib.evaluation import agent_maker, evaluate, random_maker
+from wm_lib.seeding import check_seed
 from wm_lib.tasks import Task, get_task
 
 if TYPE_CHECKING:
@@ -45,7 +41,6 @@ _SECTIONS = {
     "controller": "controller",
     "evaluate": "evaluation",
 }
-_PACKAGES = ("numpy", "torch", "gymnasium", "envpool", "ale-py", "box2d", "cma", "stable-baselines3")
 _NOT_KEPT = ("stage", "started", "checkpoint")  # files of these names are not what a stage is made for
 _RECORD = {"key", "seed", "config", "minutes", "files", "facts"}  # what is read from a stage.json
 
@@ -92,7 +87,7 @@ class Pipeline:
             arguments += ["--seed", str(seed)]
         if config_file is not None:
             arguments += ["--config", str(config_file)]
-        return cls(found, config, resolve_run_dir(run_dir, budget) / found.name, seed, shlex.join(arguments))
+        return cls(found, config, folders.resolve_run_dir(run_dir, budget) / found.name, seed, shlex.join(arguments))
 
     def build(self, stage: str) -> Path:
         """Make a stage and whatever it needs; returns its folder. What is there already is not made again."""
@@ -107,12 +102,12 @@ class Pipeline:
             StageError: The stage before is missing, not finished, or damaged.
         """
         directory, key = self.directory / stage, self._key(stage)
-        if self._is_done(stage, key) or (_bring_back(directory, key) and self._is_done(stage, key)):
+        if self._is_done(stage, key) or (folders.bring_back(directory, key) and self._is_done(stage, key)):
             return directory
         for earlier in _before(stage):
             if (self.directory / earlier / "stage.json").exists() and not self._is_current(earlier):
                 print(f"{self.directory / earlier} was made with other settings; {stage} goes on from it as it is")
-        spent = _open_stage(directory, key)
+        spent = folders.open_stage(directory, key)
         start = time.perf_counter()
         try:
             facts = _STEPS[stage](self, directory)
@@ -132,8 +127,8 @@ class Pipeline:
                 "minutes": minutes,
                 "files": {path.name: checkpoints.sha256_file(path) for path in artefacts if path.stem not in _NOT_KEPT},
                 "facts": facts,
-                "machine": machine(),
-                "versions": versions(),
+                "machine": provenance.machine(),
+                "versions": provenance.versions(),
             },
         )
         # Only now: killed before, the stage would have neither a record nor anything to resume from.
@@ -235,7 +230,7 @@ class Pipeline:
         else:
             if record["key"] != key:
                 return False
-            damaged = _first_damaged(path.parent, record["files"])
+            damaged = folders.first_damaged(path.parent, record["files"])
         if damaged is None:
             return True
         print(f"{damaged} is missing or damaged; making {stage} again")
@@ -338,10 +333,10 @@ class Pipeline:
                 "minutes": {stage: record["minutes"] for stage, record in made.items()},
                 "config": self.config.to_dict() | {section: made[stage]["config"]
                                                    for stage, section in _SECTIONS.items() if stage in made},
-                "machine": machine(),
-                "versions": versions(),
+                "machine": provenance.machine(),
+                "versions": provenance.versions(),
                 "command": self._command("evaluate"),
-                "commit": commit(),
+                "commit": provenance.commit(),
                 "weights": {name: sha for record in made.values() for name, sha in record["files"].items()
                             if name in ("vae.safetensors", "mdn_rnn.safetensors", "controller.safetensors")},
             },
@@ -363,100 +358,3 @@ def _before(stage: str) -> tuple[str, ...]:
     if stage not in STAGES:
         raise UsageError(f"unknown stage '{stage}'; choose one of {', '.join(STAGES)}")
     return STAGES[: STAGES.index(stage)]
-
-
-def _first_damaged(directory: Path, files: dict[str, str]) -> Path | None:
-    for name, digest in files.items():
-        path = directory / name
-        if not path.exists() or checkpoints.sha256_file(path) != digest:
-            return path
-    return None
-
-
-def _started(directory: Path) -> tuple[str | None, float]:
-    """Key of the stage that was begun in a folder and the minutes spent on it; None where that cannot be told."""
-    try:
-        record = checkpoints.read_json(directory / "started.json")
-        return record["key"], float(record["minutes"])
-    except (StageError, LookupError, TypeError, ValueError):
-        return None, 0.0
-
-
-def _previous(directory: Path) -> Path:
-    return directory.with_name(f"{directory.name}.previous")
-
-
-def _bring_back(directory: Path, key: str) -> bool:
-    """Exchange a stage's folder with the one that was moved aside, if that is of this key and the folder is not."""
-    previous = _previous(directory)
-    if _started(directory)[0] == key or _started(previous)[0] != key:
-        return False
-    print(f"{directory} was made with other settings; exchanged with {previous.name}")
-    other = directory.with_name(f"{directory.name}.exchanged")
-    shutil.rmtree(other, ignore_errors=True)
-    if directory.exists():
-        os.replace(directory, other)
-    os.replace(previous, directory)
-    if other.exists():
-        os.replace(other, previous)
-    return True
-
-
-def _open_stage(directory: Path, key: str) -> float:
-    """Make the folder ready: to go on if it was begun with the same key, else empty; minutes spent so far."""
-    started, minutes = _started(directory)
-    if started == key:
-        return minutes
-    if directory.exists():
-        print(f"{directory} was made with other settings; moved to {_previous(directory).name}")
-        shutil.rmtree(_previous(directory), ignore_errors=True)
-        os.replace(directory, _previous(directory))
-    checkpoints.write_json(directory / "started.json", {"key": key, "minutes": 0.0})
-    return 0.0
-
-
-def check_seed(seed: int) -> None:
-    """Raise UsageError unless 0 <= seed < 2**31, what every generator here takes."""
-    if not 0 <= seed < 2**31:
-        raise UsageError(f"seed must be from 0 to {2**31 - 1}, got {seed}")
-
-
-def resolve_run_dir(run_dir: str | Path = "auto", budget: str = "auto") -> Path:
-    """The folder of a run; "auto" is `runs/<budget>` in the repository, or in the current folder outside of one."""
-    if str(run_dir) != "auto":
-        return Path(run_dir)
-    return project_root() / "runs" / resolve_budget(budget)
-
-
-def project_root() -> Path:
-    """The folder above that holds `pyproject.toml` (nbmake runs in notebooks/, papermill in the caller's folder)."""
-    here = Path.cwd()
-    return next((folder for folder in (here, *here.parents) if (folder / "pyproject.toml").exists()), here)
-
-
-def machine() -> dict[str, Any]:
-    """What the figures were measured on."""
-    return {"system": platform.system(), "processor": platform.machine(), "cores": os.cpu_count()}
-
-
-def versions() -> dict[str, str]:
-    """Versions of Python and of the packages that decide a result."""
-    found = {"python": platform.python_version()}
-    for package in _PACKAGES:
-        try:
-            found[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            continue
-    return found
-
-
-def commit() -> str | None:
-    """The repository's commit, with "+changes" when the tree differs from it; None outside a repository."""
-    try:
-        answer = subprocess.run(
-            ["git", "describe", "--always", "--abbrev=40", "--dirty=+changes", "--exclude=*"],
-            capture_output=True, text=True, timeout=10, check=True, cwd=Path(__file__).parent,
-        )  # fmt: skip
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return answer.stdout.strip()

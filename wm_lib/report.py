@@ -6,8 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from wm_lib import checkpoints
+from wm_lib.errors import StageError
 from wm_lib.tasks import TASKS
 
+START, END = "<!-- results:start -->", "<!-- results:end -->"  # in README.md
 COLUMNS = ("task", "agent", "random play", "target", "episodes", "real decisions", "minutes")
 
 
@@ -58,3 +60,17 @@ def results_table(manifests: list[dict[str, Any]]) -> str:
     ]
     lines.insert(1, "|" + "|".join("-" * (width + 2) for width in widths) + "|")
     return "\n".join(lines)
+
+
+def write_readme(readme: Path, manifests: list[dict[str, Any]]) -> None:
+    """Put the table of the shipped manifests between the marks in README.md.
+
+    Raises:
+        StageError: The marks are not there.
+    """
+    text = readme.read_text(encoding="utf-8")
+    before, start, rest = text.partition(START)
+    _, end, after = rest.partition(END)
+    if not (start and end):
+        raise StageError(f"{readme} has no place for the table; put {START} and {END} where it belongs")
+    readme.write_text(f"{before}{START}\n{results_table(manifests)}\n{END}{after}", encoding="utf-8")

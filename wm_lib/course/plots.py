@@ -21,6 +21,7 @@ import numpy as np
 from matplotlib.animation import PillowWriter
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 if TYPE_CHECKING:
     from gymnasium.vector import VectorEnv
@@ -114,7 +115,7 @@ class Film:
         return f"Film: {self.description}"
 
 
-def film(frames: np.ndarray, description: str, *, fps: int = 12, max_frames: int = 80, zoom: int = 3) -> Film:
+def film(frames: np.ndarray, description: str, *, fps: int = 12, max_frames: int = 48, zoom: int = 3) -> Film:
     """An animated GIF of frames, kept small: of more than `max_frames` every second, third, ... is shown.
 
     Args:
@@ -203,11 +204,13 @@ def over_time(values: np.ndarray, xlabel: str, ylabel: str, title: str) -> Figur
     return figure
 
 
-def bars(values: Mapping[str, float], ylabel: str, title: str | None = None) -> Figure:
-    """One bar for each name, with its value written on it."""
-    figure, axes = _subplots(1, 1, (max(4, 1.1 * len(values)), 2.8))
+def bars(values: Mapping[str, float], ylabel: str, title: str | None = None, log: bool = False) -> Figure:
+    """One bar for each name, with its value written on it; log: on a logarithmic scale, for values above 0."""
+    figure, axes = _subplots(1, 1, (max(4.0, 1.2 * len(values)), 2.8))
     drawn = axes[0, 0].bar(list(values), list(values.values()), color=BLUE, width=0.6)
-    axes[0, 0].bar_label(drawn, fmt="%.4g")
+    axes[0, 0].bar_label(drawn, fmt=lambda value: f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}")
+    if log:
+        axes[0, 0].set_yscale("log")
     axes[0, 0].margins(y=0.15)
     axes[0, 0].axhline(0, color="black", linewidth=0.8)
     axes[0, 0].set(ylabel=ylabel, title=title)
@@ -310,5 +313,6 @@ def _draw_lines(axis: Axes, curves: Mapping[str, tuple[np.ndarray, np.ndarray]])
         axis.plot(x, y, label=name, markersize=4, markevery=max(1, len(x) // 12), **style)
     if curves:
         axis.legend(frameon=False)
+        axis.xaxis.set_major_locator(MaxNLocator(6, integer=True))
     else:
         axis.text(0.5, 0.5, "nothing to draw yet", ha="center", va="center", transform=axis.transAxes)

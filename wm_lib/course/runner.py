@@ -6,6 +6,7 @@ import ast
 import hashlib
 import html
 import json
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,8 @@ from tqdm.std import tqdm
 
 from wm_lib import checkpoints
 from wm_lib.errors import StageError, UsageError
-from wm_lib.pipeline import project_root
+from wm_lib.folders import project_root
+from wm_lib.report import COLUMNS, find_manifests, results_rows
 
 
 def find_notebooks() -> list[Path]:
@@ -139,17 +141,23 @@ def _to_html(executed: Path) -> None:
 
 
 def write_index(records: list[dict[str, Any]], parameters: dict[str, Any], output: Path) -> Path:
-    """Write `index.html`: the executed notebooks with their minutes; returns its path."""
-    rows = "\n".join(
-        f'<tr><td><a href="{r["name"]}.html">{r["name"]}</a></td><td>{r["minutes"]:.1f}</td></tr>' for r in records
-    )
+    """Write `index.html`: the scores of the run, and the executed notebooks with their minutes; returns its path."""
+    notebooks = [(f'<a href="{r["name"]}.html">{r["name"]}</a>', f"{r['minutes']:.1f}") for r in records]
+    manifests = find_manifests(Path(parameters["run_dir"])) if "run_dir" in parameters else []
     settings = html.escape(", ".join(f"{name} = {value}" for name, value in parameters.items()) or "defaults")
     path = output / "index.html"
     path.write_text(
         "<!doctype html><html lang=en><meta charset=utf-8><title>World Models, the course</title>"
-        "<style>body{font:16px sans-serif;max-width:42em;margin:2em auto}td{padding:.3em 1em}</style>"
+        "<style>body{font:16px sans-serif;max-width:60em;margin:auto}td,th{padding:.3em 1em;text-align:left}</style>"
         f"<h1>World Models, the course</h1><p>Executed with {settings}.</p>"
-        f"<table><tr><th>notebook</th><th>minutes</th></tr>\n{rows}\n</table></html>\n",
+        f"<h2>Scores</h2><p>Mean return with its 95 % interval.</p>{_table(COLUMNS, results_rows(manifests))}"
+        f"<h2>Notebooks</h2>{_table(('notebook', 'minutes'), notebooks)}</html>\n",
         encoding="utf-8",
     )
     return path
+
+
+def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = ["".join(f"<th>{name}</th>" for name in header)]
+    lines += ["".join(f"<td>{cell}</td>" for cell in row) for row in rows]
+    return "<table>" + "".join(f"<tr>{line}</tr>\n" for line in lines) + "</table>"

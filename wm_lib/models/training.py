@@ -120,11 +120,14 @@ def restore(path: Path, model: nn.Module, optimizer: torch.optim.Adam) -> int:
         return 0
     tensors = {key: torch.from_numpy(value) for key, value in checkpoints.load(path)[0].items()}
     model.load_state_dict({key[6:]: value for key, value in tensors.items() if key.startswith("model.")})
+    weights = [weight for group in optimizer.param_groups for weight in group["params"]]
     state: dict[int, dict[str, Tensor]] = {}
     for key, value in tensors.items():
         if key.startswith("adam."):
             _, index, moment = key.split(".")
-            state.setdefault(int(index), {})[moment] = value
+            # Fused Adam walks through memory: a moment must lie there as its weight does, channels last or not.
+            like = torch.empty_like(weights[int(index)]).copy_(value) if value.ndim else value
+            state.setdefault(int(index), {})[moment] = like
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
     return step
 

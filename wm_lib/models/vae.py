@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from wm_lib import checkpoints
 from wm_lib.config import VAEConfig
 from wm_lib.errors import StageError
+from wm_lib.events import Progress
 from wm_lib.models import training
 from wm_lib.rollouts import Rollouts
 
@@ -205,12 +206,14 @@ def train_vae(rollouts: Rollouts, config: VAEConfig, *, seed: int, directory: Pa
 def encode_frames(vae: VAE, rollouts: Rollouts, batch_size: int = 512) -> tuple[np.ndarray, np.ndarray]:
     """`mu` and `log_sigma` of every frame, float32 (num_sequences, length, z_dim)."""
     mu, log_sigma = [], []
-    for start in range(0, rollouts.num_frames, batch_size):
-        index = np.arange(start, min(start + batch_size, rollouts.num_frames))
-        with training.fast_autocast():
-            posterior = vae.encode(rollouts.gather(index))
-        mu.append(posterior[0])
-        log_sigma.append(posterior[1])
+    with Progress("encode", rollouts.num_frames, "frame") as progress:
+        for start in range(0, rollouts.num_frames, batch_size):
+            index = np.arange(start, min(start + batch_size, rollouts.num_frames))
+            with training.fast_autocast():
+                posterior = vae.encode(rollouts.gather(index))
+            mu.append(posterior[0])
+            log_sigma.append(posterior[1])
+            progress.update(len(index))
     shape = (rollouts.num_sequences, rollouts.length, vae.z_dim)
     return torch.cat(mu).numpy().reshape(shape), torch.cat(log_sigma).numpy().reshape(shape)
 

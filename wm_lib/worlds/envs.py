@@ -118,7 +118,14 @@ def make_env(
         modules = ["wm_lib.worlds.envs", "gymnasium.wrappers", *needed]
         multiprocessing.get_context(context).set_forkserver_preload(modules)
     with _main_module_hidden():
-        return AsyncVectorEnv(env_fns, context=context, autoreset_mode=AutoresetMode.DISABLED)
+        return _Workers(env_fns, context=context, autoreset_mode=AutoresetMode.DISABLED)
+
+
+class _Workers(AsyncVectorEnv):
+    """Closes at once: waiting for an answer would hang when Ctrl-C came in the middle of a step."""
+
+    def close_extras(self, timeout: float | None = None, terminate: bool = True) -> None:
+        super().close_extras(timeout, terminate)
 
 
 class EnvPoolVectorEnv(VectorEnv):

@@ -1,0 +1,35 @@
+"""What the documents claim is what the shipped manifests say."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from wm_lib import checkpoints, report
+from wm_lib.evaluation import summarise
+from wm_lib.tasks import TASKS
+
+ROOT = Path(__file__).parent.parent
+MANIFESTS = sorted((ROOT / "assets" / "manifests").glob("*.json"))
+
+
+def test_the_readme_has_the_table_of_the_shipped_manifests() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    table = text.partition(report.START)[2].partition(report.END)[0].strip()
+    assert table == report.results_table(report.find_manifests(ROOT / "assets" / "manifests"))
+
+
+@pytest.mark.parametrize("path", MANIFESTS, ids=lambda path: path.stem)
+def test_the_figures_of_a_manifest_follow_from_its_returns(path: Path) -> None:
+    manifest = checkpoints.read_json(path)
+    task = TASKS[path.stem]
+    assert (manifest["task"], manifest["env_id"], manifest["target"]) == (task.name, task.env_id, task.target)
+    for name in ("score", "random_score"):
+        score = manifest[name]
+        assert score["seeds"] == list(range(score["seeds"][0], score["seeds"][0] + score["episodes"]))
+        again = summarise(score["returns"], score["seeds"])
+        assert {key: score[key] for key in again} == pytest.approx(again)
+    steps = manifest["real_steps"]
+    assert steps["total"] == sum(value for name, value in steps.items() if name != "total")
+    assert manifest["provisional"] == (manifest["score"]["mean"] < manifest["target"])

@@ -1,0 +1,336 @@
+"""What `wm bench` compares: our way of doing a piece of work, and a plain one.
+
+Weights are random and frames are noise; neither changes the work. The yardsticks, the paper's VAE and an LSTM with a
+mixture loss, are what one writes first: float32, channels first, Adam as it comes. What could be done either way is
+done in their favour: they too keep freed memory (`training.keep_freed_memory`), they do not clip gradients, and the
+plain environment does not resize.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from itertools import cycle
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from wm_lib import checkpoints
+from wm_lib.config import Config
+from wm_lib.control.controller import Controller, num_params, population_logits
+from wm_lib.rollouts import Policy, Rollouts, StickyRandom
+from wm_lib.tasks import FRAME_SIZE, Task
+
+if TYPE_CHECKING:
+    from gymnasium.vector import VectorEnv
+    from torch import Tensor, nn, optim
+
+NUM_FRAMES = 8192  # in the VAE's collection on disk, 100 MB
+ENCODE_BATCH = 512  # that of `encode_frames`
+NUM_DREAMS = 1024
+
+Work = Callable[[], int]  # does some work and returns how many units
+
+
+class Pair(NamedTuple):
+    """What a row compares; `detail` is asked for when all is measured."""
+
+    unit: str
+    ours: Work
+    reference: Work
+    detail: Callable[[], str]
+
+
+def plain_vae(z_dim: int = 32) -> nn.ModuleDict:
+    """The paper's VAE (appendix A.1), pictures (batch, 3, 64, 64) in [0, 1]; `encoder` gives mu and log sigma."""
+    from torch import nn
+
+    encoder: list[nn.Module] = []
+    for channels, wider in ((3, 32), (32, 64), (64, 128), (128, 256)):
+        encoder += [nn.Conv2d(channels, wider, 4, stride=2), nn.ReLU()]
+    encoder += [nn.Flatten(), nn.Linear(1024, 2 * z_dim)]
+    decoder: list[nn.Module] = [nn.Linear(z_dim, 1024), nn.Unflatten(1, (1024, 1, 1))]
+    for channels, narrower, size in ((1024, 128, 5), (128, 64, 5), (64, 32, 6), (32, 3, 6)):
+        decoder += [nn.ConvTranspose2d(channels, narrower, size, stride=2), nn.ReLU()]
+    decoder[-1] = nn.Sigmoid()
+    return nn.ModuleDict({"encoder": nn.Sequential(*encoder), "decoder": nn.Sequential(*decoder)})
+
+
+def plain_vae_loss(net: nn.ModuleDict, pictures: Tensor, beta: float) -> Tensor:
+    """Squared error + beta * KL for each of the pictures (batch, 3, 64, 64), averaged."""
+    import torch
+
+    mu, log_sigma = net["encoder"](pictures).chunk(2, dim=1)
+    z = mu + log_sigma.exp() * torch.randn_like(mu)
+    kl = 0.5 * (mu**2 + (2 * log_sigma).exp() - 1) - log_sigma
+    return (((net["decoder"](z) - pictures) ** 2).sum() + beta * kl.sum()) / len(pictures)
+
+
+def plain_mdn_nll(raw: Tensor, z_next: Tensor) -> Tensor:
+    """Nats per step (batch, time); the last axis of raw (batch, time, z_dim, 3K) is logits, means, log sigmas."""
+    logits, mu, log_sigma = raw.chunk(3, dim=-1)
+    log_density = -0.5 * ((z_next[..., None] - mu) / log_sigma.exp()) ** 2 - log_sigma - 0.5 * np.log(2 * np.pi)
+    return -(logits.log_softmax(-1) + log_density).logsumexp(-1).sum(-1)
+
+
+def _collect(task: Task, config: Config, seed: int, stack: ExitStack) -> Pair:
+    """EnvPool and the exploring policy; one plain Gymnasium environment for as many native frames."""
+    from wm_lib.worlds.envs import make_env
+
+    num_envs, repeat = config.collect.num_envs, task.frames_per_decision
+    decide = _player(make_env(task, num_envs, seed, "envpool"), StickyRandom(task.num_actions, num_envs, seed), stack)
+    plain = make_env(task, 1, seed, "gymnasium")
+    stack.callback(plain.close)
+    plain.reset()
+    native = plain.envs[0].unwrapped  # without our wrappers
+    actions = np.array(task.actions, np.float32 if isinstance(task.actions[0], tuple) else np.int64)
+    policy, first = StickyRandom(task.num_actions, 1, seed), np.zeros(1, bool)
+
+    def reference() -> int:
+        action = actions[policy(first, first)[0]]
+        for _ in range(repeat):
+            _, _, terminated, truncated, _ = native.step(action)
+            if terminated or truncated:
+                native.reset()
+        if task.name == "lunar-lander":  # the one whose observation is no picture
+            native.render()
+        return repeat
+
+    return Pair("frames/s", lambda: decide() * repeat, reference, lambda: f"{task.name}, {num_envs} environments to 1")
+
+
+def _vae_encode(task: Task, config: Config, seed: int, stack: ExitStack) -> Pair:
+    """Frames on disk to latents, as `encode_frames` does it."""
+    import torch
+
+    from wm_lib.models import training, vae
+
+    precision, data = _prepare(seed), _noise(config, seed, stack)
+    net, plain = vae.VAE(config.vae.z_dim), plain_vae(config.vae.z_dim)
+    batches = cycle(np.split(np.arange(data.num_frames), range(ENCODE_BATCH, data.num_frames, ENCODE_BATCH)))
+
+    @torch.inference_mode()
+    def ours() -> int:
+        frames = data.gather(next(batches))
+        with training.fast_autocast():
+            net.encode(frames)
+        return len(frames)
+
+    @torch.inference_mode()
+    def reference() -> int:
+        frames = data.gather(next(batches))
+        plain["encoder"](_pictures(frames))
+        return len(frames)
+
+    return Pair("frames/s", ours, reference, lambda: f"{precision}, batch {ENCODE_BATCH}, {_sizes(net, plain)}")
+
+
+def _vae_train(task: Task, config: Config, seed: int, stack: ExitStack) -> Pair:
+    """Updates as `train_vae` makes them; both sides load their frames from disk."""
+    import torch
+
+    from wm_lib.models import training, vae
+
+    precision, data = _prepare(seed), _noise(config, seed, stack)
+    settings, rng = config.vae, np.random.default_rng(seed)
+    net, plain = vae.VAE(settings.z_dim), plain_vae(settings.z_dim)
+    adam = torch.optim.Adam(net.parameters(), lr=settings.learning_rate, fused=True)
+    plain_adam = torch.optim.Adam(plain.parameters(), lr=settings.learning_rate)
+    scenery, episode = torch.from_numpy(vae.episode_scenery(data, rng)), data.episode.ravel()
+    loading, whole = [], []  # seconds
+
+    def ours() -> int:
+        start = time.perf_counter()
+        index = np.sort(rng.choice(data.num_frames, settings.batch_size))
+        frames, backdrop = torch.from_numpy(data.gather(index)), scenery[episode[index]]
+        loading.append(time.perf_counter() - start)
+        weights = vae.foreground_weights(frames, backdrop, settings.foreground_weight) if settings.centred else None
+        with training.fast_autocast():
+            loss, _ = vae.vae_loss(net, frames, weights, settings.beta)
+        _descend(loss, adam, 100.0)
+        whole.append(time.perf_counter() - start)
+        return len(index)
+
+    def reference() -> int:
+        pictures = _pictures(data.gather(rng.choice(data.num_frames, settings.batch_size)))
+        _descend(plain_vae_loss(plain, pictures, settings.beta), plain_adam)
+        return len(pictures)
+
+    def detail() -> str:
+        share = f"{sum(loading) / sum(whole):.1%} of ours is loading data"
+        return f"{precision}, batch {settings.batch_size}, {_sizes(net, plain)}, {share}"
+
+    return Pair("frames/s", ours, reference, detail)
+
+
+def _mdn_rnn_train(task: Task, config: Config, seed: int, stack: ExitStack) -> Pair:
+    """Updates as `train_mdn_rnn` makes them, batching and fresh z included on both sides."""
+    import torch
+    from torch import nn
+    from torch.nn import functional as F
+
+    from wm_lib.models import mdn_rnn, training
+    from wm_lib.models.latents import Stream
+
+    precision, rng, sizes, z_dim = _prepare(seed), np.random.default_rng(seed), config.mdnrnn, config.vae.z_dim
+    shape = (config.collect.num_envs, config.collect.shard_length)
+    length, num_mixtures = min(sizes.sequence_length, shape[1] - 1), sizes.num_mixtures
+    mu = rng.standard_normal((*shape, z_dim), dtype=np.float32)
+    latents = {"mu": mu, "log_sigma": np.full_like(mu, -2.0), **_transitions(shape, task.num_actions, rng)}
+    stream = Stream(latents, np.arange(shape[0]))
+    net = mdn_rnn.MDNRNN(z_dim, task.num_actions, sizes.rnn_size, num_mixtures)
+    adam = torch.optim.Adam(net.parameters(), lr=sizes.learning_rate, fused=True)
+    lstm = nn.LSTM(z_dim + task.num_actions, sizes.rnn_size, batch_first=True)
+    head = nn.Linear(sizes.rnn_size, 3 * num_mixtures * z_dim + 2)
+    plain = nn.ModuleList([lstm, head])
+    plain_adam = torch.optim.Adam(plain.parameters(), lr=sizes.learning_rate)
+    cached = {name: torch.from_numpy(values) for name, values in latents.items()}
+
+    def ours() -> int:
+        batch = stream.batch(stream.windows(sizes.batch_size, length, rng), rng)
+        with training.fast_autocast():
+            losses = mdn_rnn.mdn_rnn_losses(net, batch)
+        loss = losses["nll"] / z_dim + losses["reward"] + losses["done"]
+        _descend(loss, adam, mdn_rnn.MAX_GRAD_NORM)
+        return int((~batch.border).sum())
+
+    def reference() -> int:
+        row = torch.randint(shape[0], (sizes.batch_size, 1))
+        step = torch.randint(shape[1] - length, (sizes.batch_size, 1)) + torch.arange(length + 1)
+        z = cached["mu"][row, step] + cached["log_sigma"][row, step].exp() * torch.randn(*step.shape, z_dim)
+        now = step[:, :-1]
+        h, _ = lstm(torch.cat([z[:, :-1], F.one_hot(cached["action"][row, now], task.num_actions)], dim=-1))
+        raw, reward, done = head(h).split([3 * num_mixtures * z_dim, 1, 1], dim=-1)
+        nll = plain_mdn_nll(raw.unflatten(-1, (z_dim, 3 * num_mixtures)), z[:, 1:]).mean()
+        reward_loss = F.mse_loss(reward[..., 0], cached["reward"][row, now])
+        done_loss = F.binary_cross_entropy_with_logits(done[..., 0], cached["terminated"][row, now].float())
+        _descend(nll / z_dim + reward_loss + done_loss, plain_adam)
+        return now.numel()
+
+    detail = f"{precision}, batch {sizes.batch_size} x {length}, {_sizes(net, plain)}"
+    return Pair("steps/s", ours, reference, lambda: detail)
+
+
+def _dream_step(task: Task, config: Config, seed: int, stack: ExitStack) -> Pair:
+    """Dreams side by side; the real environments side by side, each frame encoded as C's training does it."""
+    import torch
+
+    from wm_lib.models.mdn_rnn import MDNRNN
+    from wm_lib.models.neural import NeuralWorldModel
+    from wm_lib.models.vae import VAE
+    from wm_lib.worlds.dream import DreamVectorEnv
+    from wm_lib.worlds.envs import make_env
+
+    precision, num_envs, z_dim = _prepare(seed), config.controller.num_envs, config.vae.z_dim
+    memory = MDNRNN(z_dim, task.num_actions, config.mdnrnn.rnn_size, config.mdnrnn.num_mixtures)
+    torch.nn.init.constant_(memory.done.bias, -8.0)  # untrained, it would end half of the dreams at every step
+    model = NeuralWorldModel(VAE(z_dim), memory, config.controller.recent_z, bf16=True)
+    start_z = np.random.default_rng(seed).standard_normal((1000, z_dim), dtype=np.float32)
+    dream = DreamVectorEnv(model, start_z, NUM_DREAMS, task.max_decisions, 1.0, task.num_actions, seed)
+    real = make_env(task, num_envs, seed, "envpool")
+    ours = _player(dream, StickyRandom(task.num_actions, NUM_DREAMS, seed), stack)
+    reference = _player(real, StickyRandom(task.num_actions, num_envs, seed), stack, model.encode)
+    detail = f"{task.name}, {NUM_DREAMS} dreams in fp32; {num_envs} environments encoded in {precision}"
+    return Pair("decisions/s", ours, reference, lambda: detail)
+
+
+def _cma_generation(task: Task, config: Config, seed: int, stack: ExitStack) -> Pair:
+    """The logits of all candidates in all their episodes: one batched product, or one controller after the other."""
+    settings, rng = config.controller, np.random.default_rng(seed)
+    size, rollouts = settings.population_size, settings.rollouts_per_candidate
+    feature_dim = settings.recent_z * config.vae.z_dim + config.mdnrnn.rnn_size
+    features = rng.standard_normal((size, rollouts, feature_dim), dtype=np.float32)
+    params = rng.standard_normal((size, num_params(feature_dim, task.num_actions)), dtype=np.float32)
+    controllers = [Controller.linear(row, feature_dim, task.num_actions) for row in params]
+
+    def ours() -> int:
+        return population_logits(params, features)[..., 0].size
+
+    def reference() -> int:
+        return np.stack([c.logits(x) for c, x in zip(controllers, features, strict=True)])[..., 0].size
+
+    detail = f"{size} candidates x {rollouts} episodes, {feature_dim} features, {task.num_actions} actions"
+    return Pair("decisions/s", ours, reference, lambda: detail)
+
+
+BENCHES: dict[str, tuple[Callable[[Task, Config, int, ExitStack], Pair], tuple[str, ...]]] = {
+    "collect": (_collect, ("gymnasium", "envpool", "cv2")),
+    "vae_encode": (_vae_encode, ("torch",)),
+    "vae_train": (_vae_train, ("torch",)),
+    "mdn_rnn_train": (_mdn_rnn_train, ("torch",)),
+    "dream_step": (_dream_step, ("torch", "gymnasium", "envpool", "cv2")),
+    "cma_generation": (_cma_generation, ()),
+}  # name -> what makes the pair, and the packages it needs
+
+
+def _player(env: VectorEnv, policy: Policy, stack: ExitStack, see: Callable[[np.ndarray], Any] | None = None) -> Work:
+    """One decision in every environment; the unit is a decision."""
+    stack.callback(env.close)
+    obs, _ = env.reset()
+    first = np.ones(env.num_envs, bool)
+
+    def decide() -> int:
+        nonlocal obs, first
+        if see:
+            see(obs)
+        obs, _, terminated, truncated, _ = env.step(policy(obs, first))
+        first = terminated | truncated
+        if first.any():
+            obs, _ = env.reset(options={"reset_mask": first})
+        return env.num_envs
+
+    return decide
+
+
+def _prepare(seed: int) -> str:
+    """Set torch up as a training does; says what V and M train in."""
+    import torch
+
+    from wm_lib.models import training
+
+    training.keep_freed_memory()
+    torch.manual_seed(seed)
+    return f"{'bf16' if torch.cpu._is_avx512_bf16_supported() else 'fp32'}, {torch.get_num_threads()} threads"
+
+
+def _noise(config: Config, seed: int, stack: ExitStack) -> Rollouts:
+    """A collection on disk, of the usual shape but with at most `NUM_FRAMES` frames."""
+    directory = Path(stack.enter_context(TemporaryDirectory(ignore_cleanup_errors=True)))
+    num_envs, rng = config.collect.num_envs, np.random.default_rng(seed)
+    shape = (num_envs, min(config.collect.shard_length, max(1, NUM_FRAMES // num_envs)))
+    frames = rng.integers(256, size=(*shape, FRAME_SIZE, FRAME_SIZE, 3), dtype=np.uint8)
+    checkpoints.save(directory / "shard-0000.safetensors", {"frames": frames, **_transitions(shape, 3, rng)}, {})
+    return Rollouts(directory)
+
+
+def _transitions(shape: tuple[int, int], num_actions: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
+    """Everything but what is seen, of one episode in each row."""
+    flags = {name: np.zeros(shape, bool) for name in ("terminated", "truncated", "first")}
+    flags["first"][:, 0] = True
+    reward = rng.standard_normal(shape, dtype=np.float32)
+    return {"action": rng.integers(num_actions, size=shape), "reward": reward, **flags}
+
+
+def _pictures(frames: np.ndarray) -> Tensor:
+    """What the paper's VAE reads: float32 (batch, 3, 64, 64), channels first in memory too."""
+    import torch
+
+    return torch.from_numpy(frames).permute(0, 3, 1, 2).contiguous().float() / 255
+
+
+def _descend(loss: Tensor, optimizer: optim.Optimizer, max_grad_norm: float | None = None) -> None:
+    from torch import nn
+
+    optimizer.zero_grad()
+    loss.backward()
+    if max_grad_norm:
+        nn.utils.clip_grad_norm_(optimizer.param_groups[0]["params"], max_grad_norm)
+    optimizer.step()
+
+
+def _sizes(net: nn.Module, plain: nn.Module) -> str:
+    ours, reference = (sum(p.numel() for p in each.parameters()) for each in (net, plain))
+    return f"{ours:,} parameters to {reference:,}"
