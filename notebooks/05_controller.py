@@ -70,6 +70,8 @@ scalars = read_scalars(run.directory / "controller")
 for name, (steps, values) in scalars.items():
     print(f"{name}: {values[0]:.4g} at {steps[0]}, {values[-1]:.4g} at {steps[-1]}")
 names = [name for name in ("return", "mean_return", "best_return") if name in scalars]
+if not names:
+    print("nothing to draw: no episode came to its end while training")
 plots.learning_curves(scalars, {"return while training": names}, "decision" if config.type == "ppo" else "generation")
 
 # %% [markdown]

@@ -218,8 +218,9 @@ def test_small_differences_are_not_foreground(contrast: int) -> None:
 
 
 @pytest.mark.parametrize("size", [0, 1, 66, 67, 100, 1000, 1999, 2000, 2001, 4096])
-def test_a_large_foreground_shares_its_budget(size: int) -> None:
+def test_a_large_foreground_shares_its_budget(size: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """30 a pixel as long as all of them weigh at most 2,000 together, never less than background."""
+    monkeypatch.setattr(vae, "FOREGROUND_BUDGET", 2000.0)
     changed = np.zeros((2, 64 * 64), bool)
     changed[0, np.random.default_rng(size).permutation(64 * 64)[:size]] = True
     changed[1, 7] = True  # a neighbour in the batch has a budget of its own

@@ -1,0 +1,332 @@
+"""Does z know where the ball is? Readings of z and h against the truth that the environments let out.
+
+After Alain & Bengio (2016): a small model, the *probe*, learns to tell a known quantity from the latents alone and
+is tested on episodes it has never seen. What a linear probe reads is easy to use, also for a small C; what only the
+MLP reads is there, but hidden; and what neither reads better than the mean of the data is lost.
+
+    truth = play(task, world_model, StickyRandom(task.num_actions, 8, seed=1))
+    probe(truth["z"], truth["values"], truth["visible"], truth["episode"])
+    -> {"ball_x": {"median_error": 0.8, "mean_baseline_error": 14.0, "r2": 0.98, ...}, ...}
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Literal
+
+import numpy as np
+
+from wm_lib.errors import UsageError
+from wm_lib.models.world_model import WorldModel
+from wm_lib.rollouts import Policy
+from wm_lib.seeding import derive_seed
+from wm_lib.tasks import FRAME_SIZE, Task
+
+# Name -> axis (0: x, columns; 1: y, rows), RAM cell, and what to add for the centre of the object in native pixels
+# (160 x 210), measured on the emulator's own picture. A paddle of Pong moves half a native pixel around it.
+_RAM: dict[str, dict[str, tuple[int, int, float]]] = {
+    "pong": {
+        "ball_x": (0, 49, -48.0),
+        "ball_y": (1, 54, -12.0),
+        "player_y": (1, 51, -5.5),
+        "enemy_y": (1, 50, -7.0),
+    },
+    "breakout": {"ball_x": (0, 99, -48.0), "ball_y": (1, 101, 11.0), "paddle_x": (0, 72, -39.0)},
+}
+_NATIVE_PIXELS = 2.5  # in one of ours, both ways
+_LANDER = ("ship_x", "ship_y", "ship_angle_sin", "ship_angle_cos", "ship_vx", "ship_vy")
+_CAR = ("car_speed", "track_offset")
+_NEAR_TRACK = 20.0  # units of the track; further away the road is out of the picture, which shows 62 x 49 of them
+_TEST_SHARE = 0.25
+_MIN_ROWS = 20  # to learn from and to be tested on; fewer say nothing
+_RIDGE = 1e-3
+_MIN_STD = 0.01  # what hardly moves is not blown up
+_HIDDEN, _UPDATES, _BATCH, _LEARNING_RATE, _WEIGHT_DECAY = 128, 3000, 256, 3e-3, 1e-2  # of the MLP
+
+
+def names(task: Task) -> tuple[str, ...]:
+    """What `ground_truth` and `play` know of a task, in the order of their columns.
+
+    Positions are in pixels of the 64 x 64 frame, (0, 0) being the centre of the pixel in the upper left corner;
+    ship_vx and ship_vy in pixels per decision, y downwards; car_speed in units of the track per second;
+    track_offset in half widths of the road, so that it is 1 or -1 at the edges.
+    """
+    if task.atari:
+        return tuple(_RAM[task.name])
+    return _LANDER if task.name == "lunar-lander" else _CAR
+
+
+def frame_names(task: Task) -> tuple[str, ...]:
+    """Those of `names` that one frame shows: V's z must have them. The others need a memory (the car's speed: a gauge)."""
+    return tuple(name for name in names(task) if not name.startswith("ship_v"))
+
+
+def ground_truth(task: Task, info: dict[str, Any]) -> tuple[np.ndarray, np.ndarray] | None:
+    """The truth about the frames that came with `info`, from a vector environment of `make_env`.
+
+    An Atari frame is the maximum of two native ones and the truth is that of the second: a moving ball stands up to
+    half its native step ahead of the centre of its smeared picture (about 0.3 pixels).
+
+    Returns:
+        values float32 (num_envs, K) and visible bool (num_envs, K), K columns as in `names`. Where an object is not in
+        play or its centre is outside the frame its value means nothing and visible is false. None where `info` has
+        no truth, which is always so for CarRacing: only Gymnasium's own environment knows it, see `car_truth`.
+    """
+    if task.atari and "ram" in info:
+        ram = np.asarray(info["ram"]).astype(np.float64)
+        cells = _RAM[task.name]
+        crop = (0.0, float(task.crop[0]))
+        values = {
+            name: (ram[:, cell] + shift) / _NATIVE_PIXELS - crop[axis] - 0.5 for name, (axis, cell, shift) in cells.items()
+        }
+        # A ball that is not in play is parked outside of the frame.
+        ball = _in_frame(values["ball_x"]) & _in_frame(values["ball_y"])
+        visible = {name: ball if name.startswith("ball") else _in_frame(values[name]) for name in values}
+    elif task.name == "lunar-lander" and "state" in info:
+        values = dict(zip(_LANDER, _lander(np.asarray(info["state"], np.float64), task.action_repeat), strict=True))
+        ship = _in_frame(values["ship_x"]) & _in_frame(values["ship_y"])
+        visible = dict.fromkeys(values, ship)
+    else:
+        return None
+    return np.stack(list(values.values()), 1).astype(np.float32), np.stack(list(visible.values()), 1)
+
+
+def car_truth(car_racing: Any) -> tuple[np.ndarray, np.ndarray]:
+    """The truth about Gymnasium's CarRacing: values float32 (1, 2) and visible bool (1, 2), see `names`.
+
+    Args:
+        car_racing: The environment or a wrapper of it; the only one of `make_env(task, 1, seed, "gymnasium")` is `.envs[0]`.
+    """
+    native = car_racing.unwrapped
+    speed = math.hypot(*native.car.hull.linearVelocity)
+    _, direction, x, y = np.array(native.track).T
+    away_x, away_y = native.car.hull.position[0] - x, native.car.hull.position[1] - y
+    nearest = int(np.argmin(np.hypot(away_x, away_y)))
+    # (cos, sin) of a tile's direction points across the road, 40 / 6 units from the middle to either edge.
+    across = away_x[nearest] * np.cos(direction[nearest]) + away_y[nearest] * np.sin(direction[nearest])
+    near = math.hypot(away_x[nearest], away_y[nearest]) < _NEAR_TRACK
+    return np.array([[speed, across / (40 / 6)]], np.float32), np.array([[True, near]])
+
+
+def play(
+    task: Task,
+    world_model: WorldModel,
+    policy: Policy,
+    num_envs: int = 8,
+    num_decisions: int = 512,
+    seed: int = 0,
+    backend: str = "auto",
+) -> dict[str, np.ndarray]:
+    """Play and write down what the world model sees beside the truth.
+
+    Args:
+        task: What to play. CarRacing needs `num_envs=1` and is played on the Gymnasium path.
+        world_model: V and M. To probe V alone, give it an M that was not trained and use `z` only.
+        policy: Plays `num_envs` environments at once.
+        num_envs: Environments side by side.
+        num_decisions: Decisions of each environment. Testing wants four episodes at least.
+        seed: Seed of the environments.
+        backend: See `make_env`.
+
+    Returns:
+        Arrays (num_envs, num_decisions, ...): `z`; `features` (what C sees at z: z, the z before, and h, which has
+        not read z yet); `values` and `visible`, K columns as in `names`; and `episode`, int64, its number.
+
+    Raises:
+        UsageError: More than one environment of CarRacing, or one whose `info` has no truth.
+    """
+    from wm_lib.worlds.envs import make_env
+
+    driving = task.name == "car-racing"
+    if driving and num_envs != 1:
+        raise UsageError(f"the truth about {task.name} can be had from one environment at a time; give num_envs=1")
+    env = make_env(task, num_envs, derive_seed(seed, "probes"), "gymnasium" if driving else backend)
+
+    def truth(info: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
+        found = car_truth(env.envs[0]) if driving else ground_truth(task, info)
+        if found is None:
+            raise UsageError(f"this environment of {task.name} says nothing about its state; use another backend")
+        return found
+
+    rows: dict[str, list[np.ndarray]] = {name: [] for name in ("z", "features", "values", "visible", "episode")}
+    try:
+        obs, info = env.reset()
+        values, visible = truth(info)
+        first, episode = np.ones(num_envs, bool), np.full(num_envs, -1)
+        h = world_model.initial_state(num_envs)
+        for _ in range(num_decisions):
+            episode[first] = episode.max() + 1 + np.arange(first.sum())
+            h = np.where(first[:, None], np.float32(0), h)
+            z = world_model.encode(obs)
+            now = (z, world_model.features(z, h), values, visible, episode.copy())
+            for row, array in zip(rows.values(), now, strict=True):
+                row.append(array)
+            action = policy(obs, first)
+            h = world_model.step(z, action, h)
+            obs, _, terminated, truncated, info = env.step(action)
+            values, visible = truth(info)
+            first = terminated | truncated
+            if first.any():
+                obs, info = env.reset(options={"reset_mask": first})
+                # Of the other environments this info says nothing.
+                new_values, new_visible = truth(info)
+                values = np.where(first[:, None], new_values, values)
+                visible = np.where(first[:, None], new_visible, visible)
+    finally:
+        env.close()
+    return {name: np.stack(row, axis=1) for name, row in rows.items()}
+
+
+def changes(values: np.ndarray, visible: np.ndarray, episode: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Velocities: how much each value changed since the decision before, for probing h.
+
+    Args: arrays (num_envs, num_decisions, ...) of `play`.
+
+    Returns:
+        The changes, shaped like `values`, and where they are known: visible in both frames of the same episode.
+    """
+    change, known = np.zeros_like(values), np.zeros_like(visible)
+    change[:, 1:] = np.diff(values, axis=1)
+    known[:, 1:] = visible[:, 1:] & visible[:, :-1] & (episode[:, 1:] == episode[:, :-1])[..., None]
+    return change, known
+
+
+def split_episodes(episode: np.ndarray, seed: int = 0) -> np.ndarray:
+    """True for the rows of the quarter of episodes (at least one) to test with; the shape of `episode`.
+
+    Raises:
+        UsageError: There are fewer than two episodes.
+    """
+    numbers = np.unique(episode)
+    if len(numbers) < 2:
+        raise UsageError("a probe needs two episodes at least, to learn from and to be tested on; play more decisions")
+    shuffled = np.random.default_rng(seed).permutation(numbers)
+    return np.isin(episode, shuffled[: max(1, round(_TEST_SHARE * len(numbers)))])
+
+
+def probe(
+    features: np.ndarray,
+    values: np.ndarray,
+    visible: np.ndarray,
+    episode: np.ndarray,
+    columns: tuple[str, ...] | None = None,
+    *,
+    kind: Literal["linear", "mlp"] = "linear",
+    seed: int = 0,
+) -> dict[str, dict[str, float | None]]:
+    """Learn to read `values` from `features` on three quarters of the episodes; tell how well it goes on the others.
+
+    Args:
+        features: (..., F), for example z, or what C sees.
+        values: (..., K).
+        visible: bool (..., K); the other rows are left out.
+        episode: Integers (...).
+        columns: Names of the K columns; "0", "1", ... if None.
+        kind: "linear" (ridge regression) or "mlp" (two hidden layers of 128; needs torch).
+        seed: Seed of the split and of the MLP.
+
+    Returns:
+        For each column `median_error` and `mean_baseline_error`, medians of the absolute error of the probe and of always
+        answering the mean, in the units of the values; `r2`, the share of the variance explained (0 for the mean,
+        negative when worse); and `num_test`. The first three are None where fewer than 20 rows to learn from or to
+        be tested on are visible.
+
+    Raises:
+        UsageError: Another kind, or fewer than two episodes.
+    """
+    if kind not in ("linear", "mlp"):
+        raise UsageError(f"unknown probe '{kind}'; choose linear or mlp")
+    test = split_episodes(episode, seed).ravel()
+    x = features.reshape(test.size, -1).astype(np.float64)
+    y = values.reshape(test.size, -1).astype(np.float64)
+    seen = visible.reshape(y.shape)
+    columns = tuple(str(k) for k in range(y.shape[1])) if columns is None else columns
+    x = np.clip((x - x[~test].mean(0)) / np.maximum(x[~test].std(0), _MIN_STD), -10, 10)
+    enough = (seen[~test].sum(0) >= _MIN_ROWS) & (seen[test].sum(0) >= _MIN_ROWS)
+    learn = seen & ~test[:, None]
+    mean = np.array([y[learn[:, k], k].mean() if enough[k] else 0.0 for k in range(y.shape[1])])
+    std = np.array([y[learn[:, k], k].std() if enough[k] else 0.0 for k in range(y.shape[1])])
+    std = np.where(std > 0, std, 1.0)
+    fit = _fit_linear if kind == "linear" else _fit_mlp
+    predicted = fit(x, (y - mean) / std, learn & enough, seed) * std + mean
+
+    results: dict[str, dict[str, float | None]] = {}
+    for k, name in enumerate(columns):
+        rows = test & seen[:, k]
+        results[name] = {"median_error": None, "mean_baseline_error": None, "r2": None, "num_test": int(rows.sum())}
+        if enough[k]:
+            truth = y[rows, k]
+            error, baseline = predicted[rows, k] - truth, mean[k] - truth
+            variance = np.square(truth - truth.mean()).sum()
+            results[name] |= {
+                "median_error": float(np.median(np.abs(error))),
+                "mean_baseline_error": float(np.median(np.abs(baseline))),
+                "r2": float(1 - np.square(error).sum() / variance) if variance > 0 else None,
+            }
+    return results
+
+
+def _in_frame(position: np.ndarray) -> np.ndarray:
+    return (position >= 0) & (position <= FRAME_SIZE - 1)
+
+
+def _lander(state: np.ndarray, action_repeat: int) -> tuple[np.ndarray, ...]:
+    """Columns of `_LANDER` from LunarLander's state (N, 8): the origin of the hull, a little below its middle.
+
+    The world is 20 x 13.33 units; x is counted in half widths from the middle, y in half heights from where the origin
+    is when the ship stands on the pad (3.33 + 0.6 units high); 1/50 second passes in a native step.
+    """
+    x, y, vx, vy, angle = state[:, :5].T
+    height = (y * 20 / 3 + 10 / 3 + 0.6) / (40 / 3)
+    return (
+        (x + 1) / 2 * FRAME_SIZE - 0.5,
+        (1 - height) * FRAME_SIZE - 0.5,
+        np.sin(angle),
+        np.cos(angle),
+        vx / 10 * (FRAME_SIZE / 20) * action_repeat,
+        -vy * 3 / 20 * (FRAME_SIZE / (40 / 3)) * action_repeat,
+    )
+
+
+def _fit_linear(x: np.ndarray, y: np.ndarray, learn: np.ndarray, seed: int) -> np.ndarray:
+    """Ridge regression of every column of y on x from the rows in `learn`; its answers for all rows."""
+    predicted = np.zeros_like(y)
+    for k in np.flatnonzero(learn.any(0)):
+        rows = x[learn[:, k]]
+        centre = rows.mean(0)
+        rows = rows - centre
+        square = rows.T @ rows + _RIDGE * len(rows) * np.eye(x.shape[1])
+        # y is standardised on these very rows, so there is no intercept.
+        predicted[:, k] = (x - centre) @ np.linalg.solve(square, rows.T @ y[learn[:, k], k])
+    return predicted
+
+
+def _fit_mlp(x: np.ndarray, y: np.ndarray, learn: np.ndarray, seed: int) -> np.ndarray:
+    """The same with one small network for all columns."""
+    import torch
+    from torch import nn
+
+    rows = np.flatnonzero(learn.any(1))
+    predicted = np.zeros_like(y)
+    if not len(rows):
+        return predicted
+    rng = np.random.default_rng(derive_seed(seed, "probe"))
+    inputs, targets, counts = (torch.from_numpy(a.astype(np.float32)) for a in (x, np.where(learn, y, 0), learn))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(derive_seed(seed, "probe"))
+        net = nn.Sequential(
+            nn.Linear(x.shape[1], _HIDDEN), nn.ReLU(),
+            nn.Linear(_HIDDEN, _HIDDEN), nn.ReLU(),
+            nn.Linear(_HIDDEN, y.shape[1]),
+        )  # fmt: skip
+    optimiser = torch.optim.AdamW(net.parameters(), weight_decay=_WEIGHT_DECAY)
+    for step in range(_UPDATES):
+        optimiser.param_groups[0]["lr"] = _LEARNING_RATE * (1 - step / _UPDATES)
+        batch = torch.from_numpy(rng.choice(rows, _BATCH))
+        error = (net(inputs[batch]) - targets[batch]) * counts[batch]
+        loss = error.square().sum() / counts[batch].sum()
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+    with torch.no_grad():
+        return net(inputs).numpy().astype(np.float64)
