@@ -4,7 +4,6 @@ import os
 import subprocess
 import sys
 
-import numpy as np
 import pytest
 
 from wm_lib import bench, bench_pairs, cli
@@ -95,15 +94,19 @@ def test_the_torch_rows_say_what_was_compared(tiny, name):
     assert ("loading data" in row["detail"]) == (name == "vae_train")
 
 
-def test_environments_and_dreams(tiny):
-    result = bench.run_bench(["collect", "dream_step"], "PongNoFrameskip-v4", rounds=1)
-    assert result["left_out"] == {}
-    assert [(row["name"], row["unit"]) for row in result["rows"]] == [
-        ("collect", "frames/s"),
-        ("dream_step", "decisions/s"),
-    ]
-    for row in result["rows"]:
-        assert set(row) == ROW and row["ours"] > 0 and row["reference"] > 0 and "pong" in row["detail"]
+@pytest.mark.parametrize("task", ["pong", "lunar-lander", "car-racing"])
+def test_frames_of_every_kind_of_environment(tiny, task):
+    result = bench.run_bench(["collect"], TASKS[task].env_id, rounds=1)
+    (row,) = result["rows"]
+    assert result["left_out"] == {} and set(row) == ROW
+    assert (row["name"], row["unit"], row["detail"]) == ("collect", "frames/s", f"{task}, 4 environments to 1")
+    assert row["ours"] > 0 and row["reference"] > 0
+
+
+def test_dreams_and_real_environments(tiny):
+    (row,) = bench.run_bench(["dream_step"], "pong", rounds=1)["rows"]
+    assert set(row) == ROW and (row["name"], row["unit"]) == ("dream_step", "decisions/s")
+    assert row["detail"].startswith("pong, 8 dreams in fp32; 8 environments encoded in ")
 
 
 def test_the_plain_vae_is_the_papers():
@@ -151,20 +154,6 @@ def test_the_plain_mixture_loss_does_the_same_work_as_ours():
     torch.testing.assert_close(plain, mdn_nll(logits.log_softmax(-1), mu, log_sigma, z_next))
 
 
-def test_both_sides_of_a_generation_say_the_same(monkeypatch):
-    from contextlib import ExitStack
-
-    from wm_lib.config import load_config
-
-    said = []
-    monkeypatch.setattr(bench_pairs.np, "stack", lambda arrays: said.append(np.array(arrays)) or said[-1])
-    batched = bench_pairs.population_logits
-    monkeypatch.setattr(bench_pairs, "population_logits", lambda *a: said.append(batched(*a)) or said[-1])
-    pair = bench_pairs.BENCHES["cma_generation"][0](TASKS["pong"], load_config("smoke"), 0, ExitStack())
-    assert pair.ours() == pair.reference() == 4  # smoke: four candidates, one episode each
-    np.testing.assert_allclose(said[0], said[1], rtol=1e-4, atol=1e-4)
-
-
 # --- Choosing rows
 
 
@@ -205,8 +194,7 @@ def test_dream_step_is_the_worst_of_the_four_unless_a_task_is_given(monkeypatch)
     ],
 )
 def test_a_row_whose_package_is_missing_is_left_out_by_name(monkeypatch, package, left_out):
-    rows = lambda name, *_: {"name": name}  # noqa: E731
-    monkeypatch.setattr(bench, "_row", lambda name, *_: rows(name) | {"ratio": 1.0, "detail": ""})
+    monkeypatch.setattr(bench, "_row", lambda name, *_: {"name": name, "ratio": 1.0, "detail": ""})
     monkeypatch.setitem(sys.modules, package, None)
     result = bench.run_bench()
     assert list(result["left_out"]) == left_out

@@ -68,3 +68,16 @@ def test_a_readme_without_marks_is_left_alone(tmp_path: Path) -> None:
     with pytest.raises(StageError, match="no place for the table"):
         report.write_readme(readme, [])
     assert readme.read_text() == f"{report.START} only"
+
+
+def test_publishing_copies_the_manifests_and_marks_what_the_protocol_does_not_yet_support(tmp_path: Path) -> None:
+    (tmp_path / "README.md").write_text(f"{report.START}{report.END}")
+    run = tmp_path / "run"
+    for task, mean, episodes in (("pong", 20.0, 30), ("breakout", 5.0, 100), ("car-racing", 19.0, 100)):
+        made = manifest(task, mean, 4, 6, -19)
+        made["score"]["episodes"] = episodes
+        checkpoints.write_json(run / task / "evaluate" / "manifest.json", made)
+    published = report.publish(run, tmp_path)
+    assert [m["provisional"] for m in published] == [True, True, False]
+    assert published == report.find_manifests(tmp_path / "assets" / "manifests")
+    assert report.results_table(published) in (tmp_path / "README.md").read_text()

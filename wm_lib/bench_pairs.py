@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 NUM_FRAMES = 8192  # in the VAE's collection on disk, 100 MB
 ENCODE_BATCH = 512  # that of `encode_frames`
 NUM_DREAMS = 1024
+LEARNING_RATE = 1e-5  # small, so that nothing diverges or dies out while it is timed
 
 Work = Callable[[], int]  # does some work and returns how many units
 
@@ -137,8 +138,8 @@ def _vae_train(task: Task, config: Config, seed: int, stack: ExitStack) -> Pair:
     precision, data = _prepare(seed), _noise(config, seed, stack)
     settings, rng = config.vae, np.random.default_rng(seed)
     net, plain = vae.VAE(settings.z_dim), plain_vae(settings.z_dim)
-    adam = torch.optim.Adam(net.parameters(), lr=settings.learning_rate, fused=True)
-    plain_adam = torch.optim.Adam(plain.parameters(), lr=settings.learning_rate)
+    adam = torch.optim.Adam(net.parameters(), lr=LEARNING_RATE, fused=True)
+    plain_adam = torch.optim.Adam(plain.parameters(), lr=LEARNING_RATE)
     scenery, episode = torch.from_numpy(vae.episode_scenery(data, rng)), data.episode.ravel()
     loading, whole = [], []  # seconds
 
@@ -182,11 +183,11 @@ def _mdn_rnn_train(task: Task, config: Config, seed: int, stack: ExitStack) -> P
     latents = {"mu": mu, "log_sigma": np.full_like(mu, -2.0), **_transitions(shape, task.num_actions, rng)}
     stream = Stream(latents, np.arange(shape[0]))
     net = mdn_rnn.MDNRNN(z_dim, task.num_actions, sizes.rnn_size, num_mixtures)
-    adam = torch.optim.Adam(net.parameters(), lr=sizes.learning_rate, fused=True)
+    adam = torch.optim.Adam(net.parameters(), lr=LEARNING_RATE, fused=True)
     lstm = nn.LSTM(z_dim + task.num_actions, sizes.rnn_size, batch_first=True)
     head = nn.Linear(sizes.rnn_size, 3 * num_mixtures * z_dim + 2)
     plain = nn.ModuleList([lstm, head])
-    plain_adam = torch.optim.Adam(plain.parameters(), lr=sizes.learning_rate)
+    plain_adam = torch.optim.Adam(plain.parameters(), lr=LEARNING_RATE)
     cached = {name: torch.from_numpy(values) for name, values in latents.items()}
 
     def ours() -> int:

@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 from safetensors import SafetensorError
 
-from wm_lib import checkpoints, report
+from wm_lib import bench, checkpoints, report
 from wm_lib.config import BUDGETS, load_config, resolve_budget
 from wm_lib.control.controller import Controller
 from wm_lib.errors import StageError, UsageError
@@ -107,8 +107,12 @@ def _parser() -> argparse.ArgumentParser:
     course.add_argument("--output", metavar="DIR", help="executed notebooks (default: build/course/<budget>)")
     table = command("report", _table, "Print the scores of a run, agent beside random play, as a table.")
     table.add_argument(
-        "--readme", action="store_true", help="write the table of assets/manifests into README.md instead"
+        "--publish", action="store_true", help="copy them to assets/manifests and write README's table from there"
     )
+    speed = command("bench", _bench, "Measure how fast the parts are, beside plain ways of doing the same work.")
+    speed.add_argument("names", nargs="*", metavar="NAME", help=f"{' | '.join(bench.BENCHES)} (default: all)")
+    speed.add_argument("--task", metavar="T", help=f"{tasks} (default: car-racing; dream_step: the worst of all)")
+    speed.add_argument("--rounds", type=int, default=5, metavar="N", help="times both sides take turns (default: 5)")
     config = command("config", _config, "Print every setting of a budget as YAML.")
     config.add_argument("--task", metavar="T", help=tasks)
     config.add_argument("--show", action="store_true", help="print it (the default)")
@@ -213,15 +217,22 @@ def _course(args: argparse.Namespace) -> None:
 
 
 def _table(args: argparse.Namespace) -> None:
-    root = project_root()
-    folder = root / "assets" / "manifests" if args.readme else resolve_run_dir(args.run_dir, args.budget)
+    folder = resolve_run_dir(args.run_dir, args.budget)
     manifests = report.find_manifests(folder)
     if not manifests:
         raise StageError(f"no scores in {folder}; make one with: wm train --task pong --run-dir {folder}")
-    if args.readme:
-        report.write_readme(root / "README.md", manifests)
+    if args.publish:
+        manifests = report.publish(folder, project_root())
     print(report.results_table(manifests))
     _report(args, {"manifests": manifests})
+
+
+def _bench(args: argparse.Namespace) -> None:
+    seed = args.seed or 0
+    check_seed(seed)
+    result = bench.run_bench(args.names, args.task, budget=args.budget, file=args.config, seed=seed, rounds=args.rounds)
+    print(bench.table(result))
+    _report(args, result)
 
 
 def _config(args: argparse.Namespace) -> None:

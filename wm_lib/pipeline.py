@@ -26,6 +26,7 @@ from wm_lib.control.agent import feature_statistics
 from wm_lib.control.controller import Controller
 from wm_lib.errors import StageError, UsageError
 from wm_lib.evaluation import agent_maker, evaluate, random_maker
+from wm_lib.report import is_provisional
 from wm_lib.seeding import check_seed
 from wm_lib.tasks import Task, get_task
 
@@ -325,7 +326,7 @@ class Pipeline:
                 "target": self.task.target,
                 "mode": "full",
                 "variant": made["controller"]["config"]["type"],
-                "provisional": score["mean"] < self.task.target,
+                "provisional": is_provisional(score, self.task.target),
                 "seed": self.seed,
                 "score": score,
                 "random_score": random,

@@ -10,6 +10,7 @@ from wm_lib.errors import StageError
 from wm_lib.tasks import TASKS
 
 START, END = "<!-- results:start -->", "<!-- results:end -->"  # in README.md
+PROTOCOL_EPISODES = 100
 COLUMNS = ("task", "agent", "random play", "target", "episodes", "real decisions", "minutes")
 
 
@@ -23,6 +24,11 @@ def beats_random(manifest: dict[str, Any]) -> bool:
     """Whether the agent's interval lies wholly above random play's."""
     low, high = manifest["score"]["ci95"][0], manifest["random_score"]["ci95"][1]
     return low is not None and high is not None and low > high
+
+
+def is_provisional(score: dict[str, Any], target: float) -> bool:
+    """Whether a better measurement is expected: the target is missed, or the episodes are fewer than the protocol's."""
+    return score["mean"] < target or score["episodes"] < PROTOCOL_EPISODES
 
 
 def find_manifests(folder: Path) -> list[dict[str, Any]]:
@@ -60,6 +66,21 @@ def results_table(manifests: list[dict[str, Any]]) -> str:
     ]
     lines.insert(1, "|" + "|".join("-" * (width + 2) for width in widths) + "|")
     return "\n".join(lines)
+
+
+def publish(run_dir: Path, root: Path) -> list[dict[str, Any]]:
+    """Copy the manifests of a run to `assets/manifests` and put the table of all that are there into README.md.
+
+    Raises:
+        StageError: README.md has no place for the table.
+    """
+    shipped = root / "assets" / "manifests"
+    for manifest in find_manifests(run_dir):
+        manifest["provisional"] = is_provisional(manifest["score"], manifest["target"])
+        checkpoints.write_json(shipped / f"{manifest['task']}.json", manifest)
+    manifests = find_manifests(shipped)
+    write_readme(root / "README.md", manifests)
+    return manifests
 
 
 def write_readme(readme: Path, manifests: list[dict[str, Any]]) -> None:
