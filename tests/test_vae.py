@@ -321,11 +321,11 @@ def test_decode_stays_within_brightness() -> None:
     torch.testing.assert_close(to_patches(decoded.permute(0, 2, 3, 1)), expected[:, None, None].expand(2, 48, 16, 16))
 
 
-def fit(model: VAE, frames: np.ndarray, weights: Tensor | None, num_updates: int) -> np.ndarray:
+def fit(model: VAE, frames: np.ndarray, weights: Tensor | None, num_updates: int, peak: float) -> np.ndarray:
     """Adam on one batch; returns the reconstructions of its means, float32 (batch, 64, 64, 3)."""
     optimizer = torch.optim.Adam(model.parameters())
     for step in range(num_updates):
-        optimizer.param_groups[0]["lr"] = training.one_cycle(step, num_updates, 5e-3)
+        optimizer.param_groups[0]["lr"] = training.one_cycle(step, num_updates, peak)
         with training.fast_autocast():
             loss, _ = vae_loss(model, frames, weights, 1e-3)
         optimizer.zero_grad()
@@ -340,7 +340,8 @@ def test_the_centred_vae_overfits_eight_frames_and_draws_the_ball() -> None:
     frames, ball = pong(np.random.default_rng(0), 8)
     model = VAE(8, court() / np.float32(255))
     scenery = np.repeat(court()[None], 8, axis=0)
-    drawn = fit(model, frames, foreground_weights(torch.from_numpy(frames), torch.from_numpy(scenery), 30.0), 120)
+    weights = foreground_weights(torch.from_numpy(frames), torch.from_numpy(scenery), 30.0)
+    drawn = fit(model, frames, weights, 160, 3e-3)
     assert np.abs(drawn - frames / 255).mean() < 5e-3
     blue = drawn[:, :, :, 2] * 255  # the court has 17, the ball 236
     for i, (row, column) in enumerate(ball):
@@ -355,7 +356,7 @@ def test_the_plain_vae_overfits_eight_frames_of_large_squares() -> None:
     for frame in frames:
         row, column = rng.integers(0, 44, 2)
         frame[row : row + 20, column : column + 20] = rng.integers(100, 256, 3)
-    drawn = fit(VAE(8), frames, None, 100)
+    drawn = fit(VAE(8), frames, None, 120, 4e-3)
     assert np.square(drawn - frames / 255).mean() < 0.25 * (frames / 255).var(axis=0).mean()
 
 

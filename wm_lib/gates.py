@@ -80,9 +80,7 @@ def frames_are_alive(
     blank_text = f"{values['black']:.0%} of the frames black, {values['single_colour']:.0%} of a single colour"
     return Gate(
         "frames",
-        values["single_colour"] <= max_blank
-        and values["moving"] >= min_moving
-        and values["distinct"] >= min_distinct,
+        values["single_colour"] <= max_blank and values["moving"] >= min_moving and values["distinct"] >= min_distinct,
         f"{blank_text}, {values['moving']:.0%} differ from the next, {values['distinct']:.0%} distinct",
         f"at most {max_blank:.0%} of a single colour, {min_moving:.0%} differing, {min_distinct:.0%} distinct",
         "look at the frames (notebook 02), try the other backend of the environment and collect again",
@@ -196,28 +194,18 @@ def drift_bounded(
     world_model: WorldModel,
     latents: Mapping[str, np.ndarray],
     *,
+    sequences: np.ndarray | None = None,
     horizons: Sequence[int] = (1, 5, 15, 50),
     max_ratio: float = 1.5,
-    sequences: np.ndarray | None = None,
-    num_starts: int = 128,
-    warm_up: int = 32,
-    seed: int = 0,
 ) -> Gate:
     """A dream stays where real data lies, however little it still knows of what will happen.
 
-    Args: of `open_loop_error`, and
-        max_ratio: Largest error, as a multiple of the data's spread. Answering the mean has a ratio of 1 and another real
-            moment one of 1.41 (the root of 2), so a dream beyond 1.5 has left for places where V never was.
+    Args:
+        world_model, latents, sequences, horizons: See `open_loop_error`.
+        max_ratio: Largest error, as a multiple of the data's spread. Answering the mean has a ratio of 1 and another
+            real moment one of 1.41 (the root of 2): a dream beyond 1.5 has left for places where V never was.
     """
-    found = open_loop_error(
-        world_model,
-        latents,
-        horizons=horizons,
-        sequences=sequences,
-        num_starts=num_starts,
-        warm_up=warm_up,
-        seed=seed,
-    )
+    found = open_loop_error(world_model, latents, sequences=sequences, horizons=horizons)
     spread, steps = found["spread"], [k for k in horizons if f"error_{k}" in found]
     texts = [f"k={k} {found[f'error_{k}']:.3g} (copying {found[f'copy_{k}']:.3g})" for k in steps]
     return Gate(
@@ -225,9 +213,7 @@ def drift_bounded(
         bool(steps) and all(found[f"error_{k}"] <= max_ratio * spread for k in steps),
         "error of z after k dreamt steps: " + ", ".join(texts) if texts else "no episode is long enough to dream along",
         f"at most {max_ratio * spread:.3g} = {max_ratio:g} x the data's spread",
-        "raise mdnrnn.num_updates or mdnrnn.sequence_length, or lower mdnrnn.learning_rate"
-        if texts
-        else "collect longer episodes",
+        "raise mdnrnn.num_updates or mdnrnn.sequence_length, or lower mdnrnn.learning_rate",
         {name: _finite(value) for name, value in found.items()} | {"max_ratio": max_ratio},
     )
 
@@ -236,8 +222,8 @@ def open_loop_error(
     world_model: WorldModel,
     latents: Mapping[str, np.ndarray],
     *,
-    horizons: Sequence[int] = (1, 5, 15, 50),
     sequences: np.ndarray | None = None,
+    horizons: Sequence[int] = (1, 5, 15, 50),
     num_starts: int = 128,
     warm_up: int = 32,
     seed: int = 0,
@@ -250,16 +236,16 @@ def open_loop_error(
     Args:
         world_model: V and M; only the memory is used.
         latents: `mu`, `action` and `first`, see `wm_lib.models.latents`.
+        sequences: Indices of the sequences to look at, best those held out; all if None.
         horizons: The numbers k of dreamt steps.
-        sequences: Indices of the sequences to look at, all if None.
         num_starts: Dreams for each horizon, from random moments after which the episode goes on for as long.
         warm_up: Real steps read before.
         seed: Seed of the moments.
 
     Returns:
-        `error_k` of the dream and `copy_k` of staying at the last real z, for each k that an episode is long enough for:
-        roots of mean squares, per dimension of z; infinite if the dream is not finite. `spread`: the same of
-        answering the mean of all these sequences.
+        `error_k` of the dream and `copy_k` of staying at the last real z, for each k that an episode is long enough
+        for: roots of mean squares, per dimension of z; infinite if the dream is not finite. `spread`: the same
+        of answering the mean of all these sequences.
     """
     index = np.arange(len(latents["mu"])) if sequences is None else np.asarray(sequences)
     mu, action = latents["mu"][index].astype(np.float32), latents["action"][index].astype(np.int64)

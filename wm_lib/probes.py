@@ -49,7 +49,7 @@ def names(task: Task) -> tuple[str, ...]:
 
     Positions are in pixels of the 64 x 64 frame, (0, 0) being the centre of the pixel in the upper left corner;
     ship_vx and ship_vy in pixels per decision, y downwards; car_speed in units of the track per second;
-    track_offset in half widths of the road, so that it is 1 or -1 at the edges.
+    track_offset in half widths of the road: 1 at the edge to the right of the car, -1 at the left.
     """
     if task.atari:
         return tuple(_RAM[task.name])
@@ -57,15 +57,15 @@ def names(task: Task) -> tuple[str, ...]:
 
 
 def frame_names(task: Task) -> tuple[str, ...]:
-    """Those of `names` that one frame shows: V's z must have them. The others need a memory (the car's speed: a gauge)."""
+    """Those of `names` that one frame shows (the car's speed on a gauge): z must have them; the others need h."""
     return tuple(name for name in names(task) if not name.startswith("ship_v"))
 
 
 def ground_truth(task: Task, info: dict[str, Any]) -> tuple[np.ndarray, np.ndarray] | None:
     """The truth about the frames that came with `info`, from a vector environment of `make_env`.
 
-    An Atari frame is the maximum of two native ones and the truth is that of the second: a moving ball stands up to
-    half its native step ahead of the centre of its smeared picture (about 0.3 pixels).
+    An Atari frame is the maximum of two native ones and the truth is that of the second, so what moves is half a native
+    step ahead of the centre of its smeared picture: a ball mostly 0.2 to 0.4 pixels, our paddle of Pong up to 1.
 
     Returns:
         values float32 (num_envs, K) and visible bool (num_envs, K), K columns as in `names`. Where an object is not in
@@ -74,10 +74,10 @@ def ground_truth(task: Task, info: dict[str, Any]) -> tuple[np.ndarray, np.ndarr
     """
     if task.atari and "ram" in info:
         ram = np.asarray(info["ram"]).astype(np.float64)
-        cells = _RAM[task.name]
-        crop = (0.0, float(task.crop[0]))
+        crop = (0, task.crop[0])
         values = {
-            name: (ram[:, cell] + shift) / _NATIVE_PIXELS - crop[axis] - 0.5 for name, (axis, cell, shift) in cells.items()
+            name: (ram[:, cell] + shift) / _NATIVE_PIXELS - crop[axis] - 0.5
+            for name, (axis, cell, shift) in _RAM[task.name].items()
         }
         # A ball that is not in play is parked outside of the frame.
         ball = _in_frame(values["ball_x"]) & _in_frame(values["ball_y"])
@@ -95,15 +95,18 @@ def car_truth(car_racing: Any) -> tuple[np.ndarray, np.ndarray]:
     """The truth about Gymnasium's CarRacing: values float32 (1, 2) and visible bool (1, 2), see `names`.
 
     Args:
-        car_racing: The environment or a wrapper of it; the only one of `make_env(task, 1, seed, "gymnasium")` is `.envs[0]`.
+        car_racing: The environment or a wrapper of it: `make_env(task, 1, seed, "gymnasium").envs[0]`.
     """
     native = car_racing.unwrapped
     speed = math.hypot(*native.car.hull.linearVelocity)
     _, direction, x, y = np.array(native.track).T
     away_x, away_y = native.car.hull.position[0] - x, native.car.hull.position[1] - y
     nearest = int(np.argmin(np.hypot(away_x, away_y)))
-    # (cos, sin) of a tile's direction points across the road, 40 / 6 units from the middle to either edge.
-    across = away_x[nearest] * np.cos(direction[nearest]) + away_y[nearest] * np.sin(direction[nearest])
+    # (cos, sin) of a tile's direction points to the right, 40 / 6 units from the middle to either edge: to the left of
+    # a car that has turned round, and a frame, drawn as the car looks, does not show which way the race goes.
+    right = np.array([np.cos(direction[nearest]), np.sin(direction[nearest])])
+    right *= np.sign(np.cos(native.car.hull.angle - direction[nearest])) or 1.0
+    across = right @ (away_x[nearest], away_y[nearest])
     near = math.hypot(away_x[nearest], away_y[nearest]) < _NEAR_TRACK
     return np.array([[speed, across / (40 / 6)]], np.float32), np.array([[True, near]])
 
@@ -120,7 +123,7 @@ def play(
     """Play and write down what the world model sees beside the truth.
 
     Args:
-        task: What to play. CarRacing needs `num_envs=1` and is played on the Gymnasium path.
+        task: What to play. CarRacing needs num_envs=1 and is played on the Gymnasium path.
         world_model: V and M. To probe V alone, give it an M that was not trained and use `z` only.
         policy: Plays `num_envs` environments at once.
         num_envs: Environments side by side.
@@ -226,10 +229,10 @@ def probe(
         seed: Seed of the split and of the MLP.
 
     Returns:
-        For each column `median_error` and `mean_baseline_error`, medians of the absolute error of the probe and of always
-        answering the mean, in the units of the values; `r2`, the share of the variance explained (0 for the mean,
-        negative when worse); and `num_test`. The first three are None where fewer than 20 rows to learn from or to
-        be tested on are visible.
+        For each column `median_error` and `mean_baseline_error`, medians of the absolute error of the probe and of
+        always answering the mean, in the units of the values; `r2`, the share of the variance explained (0 for
+        the mean, negative when worse); and `num_test`. The first three are None where fewer than 20 rows to learn
+        from or to be tested on are visible.
 
     Raises:
         UsageError: Another kind, or fewer than two episodes.
@@ -244,11 +247,12 @@ def probe(
     x = np.clip((x - x[~test].mean(0)) / np.maximum(x[~test].std(0), _MIN_STD), -10, 10)
     enough = (seen[~test].sum(0) >= _MIN_ROWS) & (seen[test].sum(0) >= _MIN_ROWS)
     learn = seen & ~test[:, None]
-    mean = np.array([y[learn[:, k], k].mean() if enough[k] else 0.0 for k in range(y.shape[1])])
-    std = np.array([y[learn[:, k], k].std() if enough[k] else 0.0 for k in range(y.shape[1])])
-    std = np.where(std > 0, std, 1.0)
-    fit = _fit_linear if kind == "linear" else _fit_mlp
-    predicted = fit(x, (y - mean) / std, learn & enough, seed) * std + mean
+    mean, std = np.zeros(y.shape[1]), np.ones(y.shape[1])
+    for k in np.flatnonzero(enough):
+        mean[k], std[k] = y[learn[:, k], k].mean(), y[learn[:, k], k].std() or 1.0
+    y_standard, rows = (y - mean) / std, learn & enough
+    predicted = _fit_linear(x, y_standard, rows) if kind == "linear" else _fit_mlp(x, y_standard, rows, seed)
+    predicted = predicted * std + mean
 
     results: dict[str, dict[str, float | None]] = {}
     for k, name in enumerate(columns):
@@ -288,7 +292,7 @@ def _lander(state: np.ndarray, action_repeat: int) -> tuple[np.ndarray, ...]:
     )
 
 
-def _fit_linear(x: np.ndarray, y: np.ndarray, learn: np.ndarray, seed: int) -> np.ndarray:
+def _fit_linear(x: np.ndarray, y: np.ndarray, learn: np.ndarray) -> np.ndarray:
     """Ridge regression of every column of y on x from the rows in `learn`; its answers for all rows."""
     predicted = np.zeros_like(y)
     for k in np.flatnonzero(learn.any(0)):
@@ -296,7 +300,7 @@ def _fit_linear(x: np.ndarray, y: np.ndarray, learn: np.ndarray, seed: int) -> n
         centre = rows.mean(0)
         rows = rows - centre
         square = rows.T @ rows + _RIDGE * len(rows) * np.eye(x.shape[1])
-        # y is standardised on these very rows, so there is no intercept.
+        # y has mean 0 on these very rows, so there is no intercept.
         predicted[:, k] = (x - centre) @ np.linalg.solve(square, rows.T @ y[learn[:, k], k])
     return predicted
 
