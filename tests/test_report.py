@@ -76,8 +76,10 @@ def test_publishing_copies_the_manifests_and_marks_what_the_protocol_does_not_ye
     for task, mean, episodes in (("pong", 20.0, 30), ("breakout", 5.0, 100), ("car-racing", 19.0, 100)):
         made = manifest(task, mean, 4, 6, -19)
         made["score"]["episodes"] = episodes
+        made["command"] = f"wm train --task {task} --run-dir '/here and/there' --seed 3"
         checkpoints.write_json(run / task / "evaluate" / "manifest.json", made)
     published = report.publish(run, tmp_path)
     assert [m["provisional"] for m in published] == [True, True, False]
+    assert published[0]["command"] == "wm train --task pong --seed 3"
     assert published == report.find_manifests(tmp_path / "assets" / "manifests")
     assert report.results_table(published) in (tmp_path / "README.md").read_text()

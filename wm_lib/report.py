@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +78,8 @@ def publish(run_dir: Path, root: Path) -> list[dict[str, Any]]:
     shipped = root / "assets" / "manifests"
     for manifest in find_manifests(run_dir):
         manifest["provisional"] = is_provisional(manifest["score"], manifest["target"])
+        # Where it lay on one machine is of no use on another.
+        manifest["command"] = re.sub(r" --run-dir ('[^']*'|\S+)", "", manifest["command"])
         checkpoints.write_json(shipped / f"{manifest['task']}.json", manifest)
     manifests = find_manifests(shipped)
     write_readme(root / "README.md", manifests)
