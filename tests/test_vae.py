@@ -560,3 +560,14 @@ def test_a_damaged_file_is_refused_by_name(how: str, tmp_path: Path) -> None:
     path.write_bytes(data if how == "flipped" else data[:-1000])
     with pytest.raises(StageError, match="vae.safetensors is damaged"):
         load_vae(path)
+
+
+def test_a_training_that_diverges_is_stopped_by_name(
+    data: Rollouts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def diverged(*_: object) -> tuple[Tensor, dict[str, Tensor]]:
+        return torch.tensor(float("nan"), requires_grad=True), {}
+
+    monkeypatch.setattr(vae, "vae_loss", diverged)
+    with pytest.raises(StageError, match=r"V's loss became nan at update 0; lower vae.learning_rate"):
+        train_vae(data, tiny(num_updates=2), seed=0, directory=tmp_path)

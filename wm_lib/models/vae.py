@@ -182,7 +182,10 @@ def train_vae(rollouts: Rollouts, config: VAEConfig, *, seed: int, directory: Pa
 
     def update(step: int, rng: np.random.Generator) -> tuple[Tensor, dict[str, Tensor]]:
         beta = config.beta * min(1.0, step / (WARM_UP * config.num_updates))
-        return batch_loss(np.sort(rng.choice(train, config.batch_size)), beta)
+        loss, parts = batch_loss(np.sort(rng.choice(train, config.batch_size)), beta)
+        if not torch.isfinite(loss):
+            raise StageError(f"V's loss became {loss.item()} at update {step}; lower vae.learning_rate")
+        return loss, parts
 
     def held_out(rng: np.random.Generator) -> dict[str, float]:
         with torch.no_grad():
