@@ -30,8 +30,8 @@ def fast_autocast() -> torch.autocast:
 def keep_freed_memory() -> None:
     """Tell glibc to keep the memory of freed tensors for the next ones.
 
-    By default it goes back to the kernel and is asked for, and zeroed, again at every step, which costs V's training
-    a sixth of its time. Nothing happens where there is no glibc.
+    By default it goes back to the kernel and is asked for, and zeroed, again at every step, which slows
+    V's training. Nothing happens where there is no glibc.
     """
     if sys.platform == "linux":
         with contextlib.suppress(OSError, AttributeError):
