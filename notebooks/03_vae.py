@@ -59,7 +59,7 @@ print(f"{run.task.name}: {run.directory}")
 # and a ball is a pixel or two among thousands. Leaving it out costs next to nothing.
 #
 # So we help in two ways. V sees and draws only the difference from the *background*, the median of all frames. And pixels in
-# the *foreground*, those that differ from the median of their own episode, weigh more.
+# the *foreground*, those that differ from the median of their own episode and those around them, weigh more.
 #
 # **Predict.** Which parts of the frame below will be foreground?
 
@@ -88,11 +88,12 @@ def copy(net: vae.VAE, frames: np.ndarray) -> np.ndarray:
 one = rng.choice(held_out, 1)
 frame, own = data.gather(one), scenery[episode[one]]
 weights = vae.foreground_weights(torch.from_numpy(frame), torch.from_numpy(own), config.foreground_weight)[0, :, :, 0].numpy()
-print(f"{100 * (weights > 1).mean():.1f} % of the pixels are foreground, with weight {weights.max():.1f}; the others have weight 1")
+print(f"{100 * (weights > weights.min()).mean():.1f} % of the pixels are foreground, of weight {weights.max():.2f}; the others: {weights.min():.2f}")
 plots.maps({"frame": frame[0], "background": net.background.numpy(), "its episode's median": own[0], "weight": weights})
 
 # %% [markdown]
-# **Explain.** What stands still in an episode is scenery, whatever it looks like. What moves is what one can act on.
+# **Explain.** What stands still in an episode is scenery, whatever it looks like. What moves is what one can act on. The rim
+# around it weighs as much, or a blurred halo, drawn where the thing might be, would cost next to nothing.
 
 # %% [markdown]
 # ## 2. Learning

@@ -128,8 +128,9 @@ def test_the_ship_by_hand() -> None:
     state = np.array([[0.0, 1.0, 1.0, -1.0, np.pi / 2, 0, 0, 0]], np.float32)
     values, visible = ground_truth(LANDER, {"state": state})
     # 600 x 400 native pixels; the pad at 100, the origin 18 above it; 200 per unit; 1 / 50 s per step, two steps.
-    expected = [31.5, (400 - 100 - 18 - 200) * 64 / 400 - 0.5, 1, 0, 2 * (50 / 10 * 30) / 50 * 64 / 600,
-                2 * (50 / (20 / 3) * 30) / 50 * 64 / 400]  # fmt: skip
+    # The frame shows 360 x 320 of them, from the top.
+    expected = [31.5, (400 - 100 - 18 - 200) * 64 / 320 - 0.5, 1, 0, 2 * (50 / 10 * 30) / 50 * 64 / 360,
+                2 * (50 / (20 / 3) * 30) / 50 * 64 / 320]  # fmt: skip
     np.testing.assert_allclose(values[0], expected, atol=1e-4)
     assert visible.all()
     state[0, 1] = 1.5

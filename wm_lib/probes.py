@@ -74,7 +74,7 @@ def ground_truth(task: Task, info: dict[str, Any]) -> tuple[np.ndarray, np.ndarr
     """
     if task.atari and "ram" in info:
         ram = np.asarray(info["ram"]).astype(np.float64)
-        crop = (0, task.crop[0])
+        crop = (task.crop[2], task.crop[0])
         values = {
             name: (ram[:, cell] + shift) / _NATIVE_PIXELS - crop[axis] - 0.5
             for name, (axis, cell, shift) in _RAM[task.name].items()
@@ -83,7 +83,7 @@ def ground_truth(task: Task, info: dict[str, Any]) -> tuple[np.ndarray, np.ndarr
         ball = _in_frame(values["ball_x"]) & _in_frame(values["ball_y"])
         visible = {name: ball if name.startswith("ball") else _in_frame(values[name]) for name in values}
     elif task.name == "lunar-lander" and "state" in info:
-        values = dict(zip(_LANDER, _lander(np.asarray(info["state"], np.float64), task.action_repeat), strict=True))
+        values = dict(zip(_LANDER, _lander(np.asarray(info["state"], np.float64), task), strict=True))
         ship = _in_frame(values["ship_x"]) & _in_frame(values["ship_y"])
         visible = dict.fromkeys(values, ship)
     else:
@@ -274,21 +274,23 @@ def _in_frame(position: np.ndarray) -> np.ndarray:
     return (position >= 0) & (position <= FRAME_SIZE - 1)
 
 
-def _lander(state: np.ndarray, action_repeat: int) -> tuple[np.ndarray, ...]:
+def _lander(state: np.ndarray, task: Task) -> tuple[np.ndarray, ...]:
     """Columns of `_LANDER` from LunarLander's state (N, 8): the origin of the hull, a little below its middle.
 
-    The world is 20 x 13.33 units; x is counted in half widths from the middle, y in half heights from where the origin
-    is when the ship stands on the pad (3.33 + 0.6 units high); 1/50 second passes in a native step.
+    The world is 20 x 13.33 units, drawn 300 x 200; x is counted in half widths from the middle, y in half heights from
+    where the origin is when the ship stands on the pad (3.33 + 0.6 units high); 1/50 second passes in a native step.
     """
     x, y, vx, vy, angle = state[:, :5].T
-    height = (y * 20 / 3 + 10 / 3 + 0.6) / (40 / 3)
+    top, bottom, left, right = task.crop
+    per_column, per_row = FRAME_SIZE / (right - left), FRAME_SIZE / (bottom - top)
+    height = (y * 20 / 3 + 10 / 3 + 0.6) * 15
     return (
-        (x + 1) / 2 * FRAME_SIZE - 0.5,
-        (1 - height) * FRAME_SIZE - 0.5,
+        ((x + 1) * 150 - left) * per_column - 0.5,
+        (200 - height - top) * per_row - 0.5,
         np.sin(angle),
         np.cos(angle),
-        vx / 10 * (FRAME_SIZE / 20) * action_repeat,
-        -vy * 3 / 20 * (FRAME_SIZE / (40 / 3)) * action_repeat,
+        vx / 10 * 15 * per_column * task.action_repeat,
+        -vy * 3 / 20 * 15 * per_row * task.action_repeat,
     )
 
 

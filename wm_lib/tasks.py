@@ -26,7 +26,8 @@ class Task:
         max_decisions: Decisions after which an episode is cut off.
         atari: Whether it runs on the Arcade Learning Environment.
         fire: Whether FIRE must be pressed to serve a ball.
-        crop: Atari only: rows kept of the picture resized to 84 x 64.
+        crop: What is kept of the picture, (top, bottom, left, right): on Atari of 84 x 64 (rows x columns), on
+            LunarLander of 200 x 300; None keeps it all.
         sampled: Whether scores are measured with sampled actions; otherwise the most likely action is taken.
     """
 
@@ -40,7 +41,7 @@ class Task:
     frames_per_decision: int = 1
     atari: bool = False
     fire: bool = False
-    crop: tuple[int, int] | None = None
+    crop: tuple[int, int, int, int] | None = None
     sampled: bool = False
 
     @property
@@ -66,11 +67,12 @@ TASKS: dict[str, Task] = {
     task.name: task
     for task in (
         Task("pong", "PongNoFrameskip-v4", "Pong-v5", 18.0, _PADDLE, 27_000,
-             frames_per_decision=4, atari=True, fire=True, crop=(14, 78), sampled=True),
+             frames_per_decision=4, atari=True, fire=True, crop=(14, 78, 0, 64), sampled=True),
+        # The whole picture shrunk to 64 x 64 shows where the ship is but not how it is tilted; its middle does.
         Task("lunar-lander", "LunarLander-v3", "LunarLander-v3", 200.0, (0, 1, 2, 3), 500,
-             action_repeat=2, frames_per_decision=2),
+             action_repeat=2, frames_per_decision=2, crop=(0, 160, 60, 240)),
         Task("breakout", "BreakoutNoFrameskip-v4", "Breakout-v5", 300.0, _PADDLE, 27_000,
-             frames_per_decision=4, atari=True, fire=True, crop=(13, 77), sampled=True),
+             frames_per_decision=4, atari=True, fire=True, crop=(13, 77, 0, 64), sampled=True),
         Task("car-racing", "CarRacing-v3", "CarRacing-v3", 900.0, _DRIVING, 250,
              action_repeat=4, frames_per_decision=4),
     )

@@ -4,7 +4,8 @@ Section 4.1 and appendix A.1 of Ha & Schmidhuber (2018), with two changes that l
 VAE spends its 32 numbers on what fills the frame and drops the ball of Pong altogether, since the ball is one
 pixel in two thousand. Here the network sees and draws only the difference from the *background* (the per-pixel
 median of the data), and the reconstruction loss gives extra weight to the *foreground*: pixels that differ from the
-median of their own episode. `centred=False` is the plain VAE, kept as the negative example of notebook 03.
+median of their own episode, and those around them. `centred=False` is the plain VAE, kept as the negative example of
+notebook 03.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import max_pool2d
 
 from wm_lib import checkpoints
 from wm_lib.config import VAEConfig
@@ -24,7 +26,7 @@ from wm_lib.rollouts import Rollouts
 
 CONTRAST = 4.0  # differences from the background are small numbers; this brings them to the scale of 1
 FOREGROUND_THRESHOLD = 25  # of 255
-FOREGROUND_BUDGET = 6000.0  # total weight a frame's foreground may carry, so that a large one is not over-weighted
+FOREGROUND_MARGIN = 3  # pixels around what differs that count as foreground too
 WARM_UP = 0.2  # share of the updates over which beta grows from 0
 
 
@@ -100,20 +102,25 @@ def kl_divergence(mu: Tensor, log_sigma: Tensor) -> Tensor:
 
 
 def foreground_weights(frames: Tensor, scenery: Tensor, weight: float) -> Tensor:
-    """Weight of every pixel in the loss: 1, and more where it differs from its episode's scenery.
+    """Weight of every pixel in the loss: more in and around what differs from its episode's scenery.
+
+    Around it too, since a picture pays for a halo only there: with the weight on the ship's own pixels alone, a round
+    blob that covers every attitude of the ship costs next to nothing, and z need not know the angle. The weights of a
+    frame average 1, so a large foreground does not drown a frame with a small one, and beta means the same for all.
 
     Args:
         frames: uint8 (batch, 64, 64, 3).
         scenery: The same shape: the median frame of each frame's own episode.
-        weight: Weight of a foreground pixel, reduced (not below 1) when the foreground is large.
+        weight: How many times a pixel of the foreground weighs as much as one of the scenery.
 
     Returns:
         float32 (batch, 64, 64, 1).
     """
     difference = torch.maximum(frames, scenery) - torch.minimum(frames, scenery)
-    foreground = (difference.amax(3, keepdim=True) > FOREGROUND_THRESHOLD).float()
-    size = foreground.sum((1, 2, 3), keepdim=True).clamp(min=1)
-    return 1 + foreground * ((FOREGROUND_BUDGET / size).clamp(1, weight) - 1)
+    different = (difference.amax(3) > FOREGROUND_THRESHOLD).float()
+    foreground = max_pool2d(different, 2 * FOREGROUND_MARGIN + 1, 1, FOREGROUND_MARGIN)[..., None]
+    weights = 1 + foreground * (weight - 1)
+    return weights / weights.mean((1, 2, 3), keepdim=True)
 
 
 def vae_loss(

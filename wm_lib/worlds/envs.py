@@ -41,6 +41,7 @@ _Step = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]
 
 _FIRE = 1  # native action of Pong and Breakout
 _ATARI_ROWS = 84  # 210 x 160 shrinks by 2.5 both ways to 84 rows x 64 columns; task.crop keeps 64 rows
+_LANDER_PICTURE = (200, 300)  # rows and columns; task.crop keeps some of them
 _ATARI = {"frame_skip": 4, "noop_max": 30}
 _BOX2D = "gymnasium[box2d]"
 _PIP_NAMES = {"cv2": "opencv-python", "ale_py": "ale-py", "Box2D": _BOX2D, "pygame": _BOX2D}
@@ -152,8 +153,9 @@ class EnvPoolVectorEnv(VectorEnv):
             }  # fmt: skip
         self._renders = task.name == "lunar-lander"  # its native observation is a vector
         if self._renders:
-            # Drawn finer (3:2, like Gymnasium's 600 x 400), then averaged down: edges are as soft as there.
-            options |= {"render_mode": "rgb_array", "render_width": 192, "render_height": 128}
+            # Drawn finer than shown, then averaged down: edges are as soft as on Gymnasium's path.
+            height, width = _LANDER_PICTURE
+            options |= {"render_mode": "rgb_array", "render_width": width, "render_height": height}
         self._pool = envpool.make_gymnasium(task.envpool_id, num_envs=num_envs, seed=list(seeds), **options)
 
         self._native_actions = _native_actions(task)
@@ -220,11 +222,12 @@ class EnvPoolVectorEnv(VectorEnv):
     def _draw(self, ids: np.ndarray) -> None:
         """Bring the frames of `ids` up to date."""
         if self.task.atari:
-            self._obs[ids] = self._native_obs[ids, :, slice(*self.task.crop)].transpose(0, 2, 3, 1)
+            top, bottom, left, right = self.task.crop
+            self._obs[ids] = self._native_obs[ids, :, top:bottom, left:right].transpose(0, 2, 3, 1)
         else:
             pictures = self._pool.render(ids) if self._renders else self._native_obs[ids]
             for i, picture in zip(ids, pictures, strict=True):
-                self._obs[i] = _shrink(picture)
+                self._obs[i] = _shrink(picture, self.task)
 
     def _info(self) -> dict[str, Any]:
         if self.task.atari:
@@ -287,8 +290,9 @@ class TaskEnv(gymnasium.Wrapper):
 
     def _frame(self, native_obs: np.ndarray) -> np.ndarray:
         if self.task.atari:
-            return native_obs[slice(*self.task.crop)]
-        return _shrink(self.env.render() if self.task.name == "lunar-lander" else native_obs)
+            top, bottom, left, right = self.task.crop
+            return native_obs[top:bottom, left:right]
+        return _shrink(self.env.render() if self.task.name == "lunar-lander" else native_obs, self.task)
 
     def _info(self, native_obs: np.ndarray) -> dict[str, Any]:
         if self.task.atari:
@@ -327,10 +331,14 @@ def _native_actions(task: Task) -> np.ndarray:
     return np.array(task.actions, np.float32 if isinstance(task.actions[0], tuple) else np.int32)
 
 
-def _shrink(picture: np.ndarray) -> np.ndarray:
-    """Average an RGB picture down to a frame."""
+def _shrink(picture: np.ndarray, task: Task) -> np.ndarray:
+    """Average what the task shows of an RGB picture down to a frame."""
     import cv2
 
+    if task.crop:
+        # Gymnasium draws LunarLander at 400 x 600, twice as fine as EnvPool is told to.
+        top, bottom, left, right = (edge * len(picture) // _LANDER_PICTURE[0] for edge in task.crop)
+        picture = picture[top:bottom, left:right]
     return cv2.resize(picture, (FRAME_SIZE, FRAME_SIZE), interpolation=cv2.INTER_AREA)
 
 
