@@ -394,7 +394,7 @@ def trained(data: Rollouts, tmp_path_factory: pytest.TempPathFactory) -> tuple[V
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(training, "BLOCK", 20)
         return train_vae(
-            data, tiny(num_updates=60, beta=1.0, learning_rate=5e-3), seed=1, directory=directory
+            data, tiny(num_updates=60, beta=0.3, learning_rate=5e-3), seed=1, directory=directory
         ), directory
 
 
