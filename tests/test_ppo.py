@@ -466,3 +466,29 @@ def test_every_block_has_environments_of_its_own(whole: tuple[Controller, Path, 
     assert [env.steps_made for env in machine.made] == [48, 48, 24]
     other = train(tmp_path, SHORT, seed=2)
     assert not np.array_equal(other.weights[0], whole[0].weights[0])
+
+
+def test_a_block_goes_on_with_the_policy_and_the_moments_of_the_last(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun, ended, learn = [], [], PPO.learn
+
+    def state(model: PPO) -> list[np.ndarray]:
+        tensors = list(model.policy.state_dict().values())
+        for moments in model.policy.optimizer.state_dict()["state"].values():
+            tensors += [moments[key] for key in sorted(moments)]
+        return [tensor.numpy().copy() for tensor in tensors]
+
+    def spy(model: PPO, *args: Any, **kwargs: Any) -> PPO:
+        begun.append(state(model))
+        learn(model, *args, **kwargs)
+        ended.append(state(model))
+        return model
+
+    monkeypatch.setattr(PPO, "learn", spy)
+    train(tmp_path, SHORT)
+    assert len(begun) == 3
+    for before, after in zip(ended, begun[1:], strict=False):
+        assert len(before) == len(after) > len(begun[0])
+        for x, y in zip(before, after, strict=True):
+            np.testing.assert_array_equal(x, y)

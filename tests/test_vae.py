@@ -569,6 +569,10 @@ def test_other_files_are_refused(tmp_path: Path) -> None:
         load_vae(tmp_path / "c.safetensors")
     with pytest.raises(StageError, match="none.safetensors is missing"):
         load_vae(tmp_path / "none.safetensors")
+    for meta in ({}, {"z_dim": "32"}, {"z_dim": 0}):
+        checkpoints.save(tmp_path / "v.safetensors", {"x": np.zeros(1)}, {"kind": "vae"} | meta)
+        with pytest.raises(StageError, match="v.safetensors does not say the size of its z"):
+            load_vae(tmp_path / "v.safetensors")
 
 
 @pytest.mark.parametrize("how", ["flipped", "cut off"])

@@ -96,7 +96,7 @@ class FeatureVecEnv(VecEnv):
         self.env.close()
 
     def get_attr(self, attr_name: str, indices: Any = None) -> list[Any]:
-        return [getattr(self.env, attr_name, None)] * self.num_envs
+        return [getattr(self.env, attr_name, None) for _ in self._get_indices(indices)]
 
     def set_attr(self, attr_name: str, value: Any, indices: Any = None) -> None:
         raise NotImplementedError("the environments of a FeatureVecEnv are set when it is made")
@@ -105,7 +105,7 @@ class FeatureVecEnv(VecEnv):
         raise NotImplementedError("call methods on FeatureVecEnv.env")
 
     def env_is_wrapped(self, wrapper_class: type, indices: Any = None) -> list[bool]:
-        return [False] * self.num_envs
+        return [False for _ in self._get_indices(indices)]
 
 
 class _Report(BaseCallback):
@@ -168,9 +168,7 @@ def train_ppo(
                 env.close()
             step = end
             training.save(path, model.policy, model.policy.optimizer, step)
-    controller = export(model, {"real_steps": total})
-    controller.feature_mean, controller.feature_std = env.mean, env.std
-    return controller
+    return export(model, {"real_steps": total}, (env.mean, env.std))
 
 
 def _make_ppo(env: VecEnv, config: ControllerConfig, total: int, end: int, seed: int) -> PPO:
@@ -194,12 +192,15 @@ def _make_ppo(env: VecEnv, config: ControllerConfig, total: int, end: int, seed:
     return model
 
 
-def export(model: PPO, meta: dict) -> Controller:
-    """The policy network of an SB3 model as a NumPy `Controller`."""
+def export(model: PPO, meta: dict, statistics: tuple[np.ndarray, np.ndarray] | None = None) -> Controller:
+    """The policy network of an SB3 model as a NumPy `Controller` that normalises by `statistics`."""
+    mean, std = statistics or (None, None)
     layers = [layer for layer in model.policy.mlp_extractor.policy_net if isinstance(layer, torch.nn.Linear)]
     layers.append(model.policy.action_net)
     return Controller(
         weights=[layer.weight.detach().numpy().T.copy() for layer in layers],
         biases=[layer.bias.detach().numpy().copy() for layer in layers],
+        feature_mean=mean,
+        feature_std=std,
         meta=meta,
     )

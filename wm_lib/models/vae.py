@@ -252,6 +252,9 @@ def load_vae(path: Path) -> VAE:
     tensors, meta = checkpoints.load(path)
     if meta.get("kind") != "vae":
         raise StageError(f"{path} holds {meta.get('kind', 'something else')}, not a VAE; give the path of V")
-    vae = VAE(meta["z_dim"])
+    z_dim = meta.get("z_dim")
+    if not isinstance(z_dim, int) or z_dim < 1:
+        raise StageError(f"{path} does not say the size of its z; train V again")
+    vae = VAE(z_dim)
     training.fill(vae, tensors, path)
     return vae.eval()
