@@ -45,6 +45,7 @@ import numpy as np
 from wm_lib.control.agent import RandomAgent
 from wm_lib.control.evolution import play_once, train_evolution
 from wm_lib.course import plots
+from wm_lib.dreams import default_horizon, dream_against_reality
 from wm_lib.evaluation import agent_maker, evaluate, random_maker
 from wm_lib.events import read_scalars
 from wm_lib.pipeline import Pipeline
@@ -62,7 +63,7 @@ print(f"{run.task.name}: {run.directory}")
 run.build("mdn_rnn")
 world_model, latents = run.world_model(), run.latents()
 start_z = latents["mu"][latents["first"]]
-horizon = 4 * run.config.mdnrnn.sequence_length
+horizon = default_horizon(run)
 print(f"dreams start from {len(start_z)} real moments and last at most {horizon} decisions")
 
 
@@ -138,6 +139,29 @@ plots.bars(
 # **Explain.** If the return rises in the dream and not in reality, C has found something that pays only there: a flaw of M, which
 # evolution will always find if it is worth something. The paper's remedy is a higher *temperature*: a bolder dream is harder to exploit.
 # Another is better data: a world model knows only what it has been shown, and this one was shown random play.
+
+# %% [markdown]
+# ## 4. How much to trust a dream
+# Two questions to ask of any dream. Does a controller earn there what it earns in reality? Here plays the one of notebook 05, which was
+# trained awake. And does the dream at least know better from worse? Here a crowd of random linear controllers plays in both worlds,
+# and we compare the two rankings: a correlation of 1 means that evolution would choose the same parents asleep as awake.
+#
+# **Predict.** At which temperature is the dream nearest to reality?
+
+# %%
+run.build("controller")
+episodes = min(32, 4 * evaluation.episodes)
+honest = dream_against_reality(run, num_episodes=episodes, num_candidates=min(16, episodes))
+print(f"first {honest['horizon']} decisions of an episode, {episodes} episodes: trained, random play, rank correlation")
+print(f"reality          {honest['real']['mean']:8.1f} {honest['real_random']['mean']:8.1f}")
+for temperature, asleep in honest["dream"].items():
+    correlation = honest["rank_correlation"][temperature]
+    known = "all alike" if correlation is None else f"{correlation:+.2f}"
+    print(f"temperature {temperature:>4} {asleep['mean']:8.1f} {honest['dream_random'][temperature]['mean']:8.1f} {known:>10}")
+
+# %% [markdown]
+# **Explain.** A dream that pays the trained controller no more than a random one has not understood what the reward is for. And a
+# dream whose ranking has nothing to do with reality's is no place to train in, however pretty its pictures.
 
 # %% [markdown]
 # ## Summary

@@ -181,19 +181,19 @@ def test_bad_calls_are_refused() -> None:
 @pytest.mark.filterwarnings("ignore:.*Box observation space:UserWarning")
 @pytest.mark.filterwarnings("ignore:.*alternative render modes:UserWarning")
 def test_single_dream_passes_both_checkers() -> None:
-    env = DreamEnv(WALK, np.arange(5.0)[:, None], 20, 1.0, 4, render_mode="rgb_array")
+    env = DreamEnv(make(1, 20, 1.0, start_z=np.arange(5.0)[:, None]), "rgb_array")
     check_env(env)
     pytest.importorskip("stable_baselines3")
     from stable_baselines3.common.env_checker import check_env as check_env_of_sb3
 
     check_env_of_sb3(env)
     assert env.render().shape == (64, 64, 3)
-    assert DreamEnv(WALK, np.zeros((1, 1)), 20, 1.0, 4).render() is None
+    assert DreamEnv(make(1, 20, 1.0)).render() is None
 
 
 def test_single_dream_is_the_vector_of_one() -> None:
     starts = np.random.default_rng(0).normal(size=(50, 1))
-    single, vector = DreamEnv(WALK, starts, 6, 1.0, 4), make(1, 6, 1.0, start_z=starts)
+    single, vector = DreamEnv(make(1, 6, 1.0, start_z=starts)), make(1, 6, 1.0, start_z=starts)
     np.testing.assert_array_equal(single.reset(seed=5)[0], vector.reset(seed=5)[0][0])
     for _ in range(6):
         obs, reward, terminated, truncated, _ = single.step(1)

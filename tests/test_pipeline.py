@@ -11,6 +11,7 @@ import yaml
 
 from wm_lib import checkpoints, pipeline
 from wm_lib.errors import StageError, UsageError
+from wm_lib.gates import Gate
 from wm_lib.pipeline import STAGES, Pipeline
 
 # Pong on the fast path, seconds for everything together. BLOCK is 4 updates, a PPO block one rollout.
@@ -64,7 +65,8 @@ def ran(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
         return run
 
-    monkeypatch.setattr(pipeline, "_STEPS", {stage: step(stage) for stage in STAGES})
+    monkeypatch.setattr(pipeline, "STEPS", {stage: step(stage) for stage in STAGES})
+    monkeypatch.setattr(pipeline, "CHECKS", {})
     return log
 
 
@@ -114,7 +116,7 @@ def test_going_back_to_the_old_settings_brings_the_old_stages_back(ran, tmp_path
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setitem(pipeline._STEPS, "vae", stopped)
+        patch.setitem(pipeline.STEPS, "vae", stopped)
         with pytest.raises(KeyboardInterrupt):  # a wrong --seed, noticed at once
             open_tiny(tmp_path / "run", seed=1).build("evaluate")
     ran.clear()
@@ -217,12 +219,12 @@ def test_a_failed_stage_keeps_its_folder_and_goes_on_there(ran, tmp_path, monkey
         (directory / "half.txt").write_text("done so far")
         raise StageError("the loss became nan")
 
-    good = pipeline._STEPS["vae"]
-    monkeypatch.setitem(pipeline._STEPS, "vae", fails)
+    good = pipeline.STEPS["vae"]
+    monkeypatch.setitem(pipeline.STEPS, "vae", fails)
     with pytest.raises(StageError, match="the loss became nan"):
         run.build("vae")
     assert not (run.directory / "vae" / "stage.json").exists()
-    monkeypatch.setitem(pipeline._STEPS, "vae", good)
+    monkeypatch.setitem(pipeline.STEPS, "vae", good)
     run.run_stage("vae")
     assert (run.directory / "vae" / "half.txt").exists()
     started = checkpoints.read_json(run.directory / "vae" / "started.json")
@@ -233,16 +235,16 @@ def test_minutes_of_all_tries_add_up(ran, tmp_path, monkeypatch):
     clock = iter([0.0, 60.0, 1000.0, 1180.0])  # a minute until it was stopped, three minutes for the rest
     run = open_tiny(tmp_path / "run")
     run.run_stage("collect")
-    good = pipeline._STEPS["vae"]
+    good = pipeline.STEPS["vae"]
 
     def stopped(self, directory):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(pipeline.time, "perf_counter", lambda: next(clock))
-    monkeypatch.setitem(pipeline._STEPS, "vae", stopped)
+    monkeypatch.setitem(pipeline.STEPS, "vae", stopped)
     with pytest.raises(KeyboardInterrupt):
         run.run_stage("vae")
-    monkeypatch.setitem(pipeline._STEPS, "vae", good)
+    monkeypatch.setitem(pipeline.STEPS, "vae", good)
     run.run_stage("vae")
     assert run.facts("vae")["minutes"] == 4.0
 
@@ -250,13 +252,13 @@ def test_minutes_of_all_tries_add_up(ran, tmp_path, monkeypatch):
 def test_killed_before_its_record_is_written_a_stage_still_has_its_checkpoint(ran, tmp_path, monkeypatch):
     run = open_tiny(tmp_path / "run")
     run.run_stage("collect")
-    good = pipeline._STEPS["vae"]
+    good = pipeline.STEPS["vae"]
 
     def with_checkpoint(self, directory):
         checkpoints.save(directory / "checkpoint.safetensors", {"x": np.zeros(1)}, {"step": 1})
         return good(self, directory)
 
-    monkeypatch.setitem(pipeline._STEPS, "vae", with_checkpoint)
+    monkeypatch.setitem(pipeline.STEPS, "vae", with_checkpoint)
     with monkeypatch.context() as patch:
 
         def killed():
@@ -276,7 +278,8 @@ def test_stage_json_says_what_was_made_and_of_what(ran, tmp_path):
     run.build("vae")
     record = checkpoints.read_json(run.directory / "vae" / "stage.json")
     assert set(record) == {
-        "schema", "stage", "task", "key", "seed", "config", "minutes", "files", "facts", "machine", "versions",
+        "schema", "stage", "task", "key", "seed", "config", "minutes", "files", "facts", "failed_gates", "machine",
+        "versions",
     }  # fmt: skip
     assert (record["schema"], record["stage"], record["task"], record["seed"]) == (1, "vae", "pong", 5)
     assert record["config"] == run.config.vae.to_dict()
@@ -284,6 +287,92 @@ def test_stage_json_says_what_was_made_and_of_what(ran, tmp_path):
         name: checkpoints.sha256_file(run.directory / "vae" / name) for name in ("vae.json", "vae.safetensors")
     }
     assert record["versions"]["numpy"] == np.__version__
+
+
+# --- Gates: V stands for the stage that is bad, as long as `limit` units are asked for.
+
+
+@pytest.fixture
+def gated(ran, monkeypatch) -> list[str]:
+    """Stages as in `ran`, and a gate after V; the list fills with what was measured."""
+    measured: list[str] = []
+
+    def check(run: Pipeline, facts: dict) -> list[Gate]:
+        measured.append(run.task.name)
+        share = facts["value"] / 10
+        wanted = run.config.gates.min_active_share
+        return [Gate("light", True, "on", "on", "switch it on"),
+                Gate("units", share >= wanted, f"{share}", f"{wanted}", "train longer", {"share": share})]  # fmt: skip
+
+    monkeypatch.setattr(pipeline, "CHECKS", {"vae": check})
+    return measured
+
+
+def open_gated(run_dir: Path, force: bool = False, **gates) -> Pipeline:
+    file = write_config(run_dir.with_suffix(".yaml"), gates={"stop": True, "min_active_share": 0.5} | gates)
+    return Pipeline.open("pong", "smoke", run_dir, 0, file, force)
+
+
+STOPPED = "gate 'units' failed: measured 0.1; expected 0.5; try: train longer; --force goes on"
+
+
+def test_a_failed_gate_stops_the_training_until_it_is_forced(ran, gated, tmp_path):
+    run = open_gated(tmp_path / "run")
+    with pytest.raises(StageError, match=STOPPED):
+        run.build("evaluate")
+    assert ran == ["collect", "vae"]
+    for stage in ("vae", "latents", "controller"):  # what is there already is no way round it
+        with pytest.raises(StageError, match=STOPPED if stage != "controller" else "latents, mdn_rnn of pong not made"):
+            run.run_stage(stage)
+    assert ran == ["collect", "vae"] and gated == ["pong"]
+    forced = open_gated(tmp_path / "run", force=True)
+    forced.build("evaluate")
+    assert ran == list(STAGES) and gated == ["pong"]
+    marks = {stage: forced.facts(stage)["failed_gates"] for stage in STAGES}
+    assert marks == {stage: [] if stage in ("collect", "vae") else ["units"] for stage in STAGES}
+    assert forced.failed_gates() == ["units"]
+    with pytest.raises(StageError, match=STOPPED):
+        run.build("evaluate")
+
+
+def test_a_gate_that_does_not_stop_is_written_down_all_the_same(ran, gated, tmp_path):
+    run = open_gated(tmp_path / "run", stop=False)
+    run.build("evaluate")
+    assert ran == list(STAGES) and run.facts("evaluate")["failed_gates"] == ["units"]
+    saved = checkpoints.read_json(run.directory / "vae" / "gates.json")["gates"]
+    assert [(gate["name"], gate["passed"]) for gate in saved] == [("light", True), ("units", False)]
+    assert saved[1]["values"] == {"share": pytest.approx(0.1)}
+
+
+def test_gates_are_measured_again_for_other_limits_or_another_stage(ran, gated, tmp_path):
+    run = open_gated(tmp_path / "run", stop=False)
+    run.build("latents")
+    before = ran.copy()
+    open_gated(tmp_path / "run", min_active_share=0.05).build("latents")  # nothing is trained again for that
+    assert ran == before and gated == ["pong"] * 2
+    (run.directory / "vae" / "gates.json").write_text("{")
+    assert not open_gated(tmp_path / "run", stop=False).gates("vae")[1].passed
+    assert gated == ["pong"] * 3
+    flip(run.directory / "vae" / "vae.safetensors")
+    open_gated(tmp_path / "run", stop=False).build("vae")
+    assert gated == ["pong"] * 4
+
+
+def test_black_frames_stop_a_real_training(tmp_path, monkeypatch):
+    collect = pipeline.STEPS["collect"]
+
+    def blind(run: Pipeline, directory: Path) -> dict:
+        facts = collect(run, directory)
+        for path in directory.glob("shard-*.safetensors"):
+            arrays, meta = checkpoints.load(path)
+            checkpoints.save(path, arrays | {"frames": np.zeros_like(arrays["frames"])}, meta)
+        return facts
+
+    monkeypatch.setitem(pipeline.STEPS, "collect", blind)
+    run = open_tiny(tmp_path / "run", TINY | {"gates": {"stop": True}})
+    with pytest.raises(StageError, match="gate 'frames' failed: measured 100% of the frames black"):
+        run.build("vae")
+    assert not (run.directory / "vae").exists()
 
 
 @pytest.mark.parametrize("seed", [-1, 2**31])

@@ -84,6 +84,8 @@ def _parser() -> argparse.ArgumentParser:
     train = command("train", _train, "Train a part of the agent, or all of it, and measure it.")
     train.add_argument("--task", required=True, metavar="T", help=tasks)
     train.add_argument("--component", default="all", metavar="C", help=f"{' | '.join(COMPONENTS)} (default: all)")
+    for goes_on in (collect, train):
+        goes_on.add_argument("--force", action="store_true", help="go on where a gate failed; scores say so")
     score = command(
         "evaluate",
         _evaluate,
@@ -120,7 +122,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _open(args: argparse.Namespace) -> Pipeline:
-    return Pipeline.open(args.task, args.budget, args.run_dir, args.seed or 0, args.config)
+    return Pipeline.open(args.task, args.budget, args.run_dir, args.seed or 0, args.config, args.force)
 
 
 def _report(args: argparse.Namespace, result: dict[str, Any]) -> None:

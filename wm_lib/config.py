@@ -167,6 +167,23 @@ class EvaluationConfig(_Section):
     seed: int = Field(10_000, ge=0, le=2**31 - 1)
 
 
+class GatesConfig(_Section):
+    """What a stage must be good for before the next one builds on it; the other thresholds are `wm_lib.gates`' own.
+
+    Attributes:
+        stop: Whether a failed gate stops the training; otherwise it is only written down.
+        min_active_share: Smallest share of V's latent units that must be active.
+        probe_decisions: Decisions of each of eight environments on which V is probed; 0 = it is not.
+        max_pixels: Largest median error of a position read from z, in pixels of the frame; 0 = half of that of
+            answering the mean.
+    """
+
+    stop: bool = True
+    min_active_share: float = Field(0.25, ge=0, le=1)
+    probe_decisions: int = Field(400, ge=0, le=10**6)
+    max_pixels: float = Field(0.0, ge=0, le=64)
+
+
 class CurriculumConfig(_Section):
     """The tasks one after another.
 
@@ -198,6 +215,7 @@ class Config(_Section):
     mdnrnn: MDNRNNConfig = MDNRNNConfig()
     controller: ControllerConfig = ControllerConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
+    gates: GatesConfig = GatesConfig()
     curriculum: CurriculumConfig = CurriculumConfig()
 
     @model_validator(mode="after")

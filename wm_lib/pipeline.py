@@ -14,35 +14,27 @@ import hashlib
 import json
 import shlex
 import time
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from wm_lib import checkpoints, folders, provenance, rollouts
+from wm_lib import checkpoints, folders, gates, provenance, rollouts
 from wm_lib.config import Config, load_config, resolve_budget
-from wm_lib.control.agent import feature_statistics
 from wm_lib.control.controller import Controller
 from wm_lib.errors import StageError, UsageError
-from wm_lib.evaluation import agent_maker, evaluate, random_maker
-from wm_lib.report import is_provisional
 from wm_lib.seeding import check_seed
+from wm_lib.stages import CHECKS, SECTIONS, STEPS
 from wm_lib.tasks import Task, get_task
 
 if TYPE_CHECKING:
     from wm_lib.models.neural import NeuralWorldModel
 
-STAGES = ("collect", "vae", "latents", "mdn_rnn", "controller", "evaluate")
+STAGES = tuple(STEPS)
 VERSION = 1  # of the stages' meaning: raise it when a stage's result changes for the same settings
-_SECTIONS = {
-    "collect": "collect",
-    "vae": "vae",
-    "mdn_rnn": "mdnrnn",
-    "controller": "controller",
-    "evaluate": "evaluation",
-}
-_NOT_KEPT = ("stage", "started", "checkpoint")  # files of these names are not what a stage is made for
+_NOT_KEPT = ("stage", "started", "gates", "checkpoint")  # files of these names are not what a stage is made for
 _RECORD = {"key", "seed", "config", "minutes", "files", "facts"}  # what is read from a stage.json
 
 
@@ -56,6 +48,7 @@ class Pipeline:
         directory: `runs/<run>/<task>`.
         seed: Seed of the run.
         arguments: What to give to `wm` for this run, for messages and manifests; "" = task and folder.
+        force: Whether to go on where a gate failed.
     """
 
     task: Task
@@ -63,6 +56,7 @@ class Pipeline:
     directory: Path
     seed: int = 0
     arguments: str = ""
+    force: bool = False
 
     @classmethod
     def open(
@@ -72,6 +66,7 @@ class Pipeline:
         run_dir: str | Path = "auto",
         seed: int = 0,
         config_file: str | Path | None = None,
+        force: bool = False,
     ) -> Pipeline:
         """The pipeline of a task as a command line or a notebook names it; run_dir "auto" is runs/<budget>.
 
@@ -88,7 +83,8 @@ class Pipeline:
             arguments += ["--seed", str(seed)]
         if config_file is not None:
             arguments += ["--config", str(config_file)]
-        return cls(found, config, folders.resolve_run_dir(run_dir, budget) / found.name, seed, shlex.join(arguments))
+        directory = folders.resolve_run_dir(run_dir, budget) / found.name
+        return cls(found, config, directory, seed, shlex.join(arguments), force)
 
     def build(self, stage: str) -> Path:
         """Make a stage and whatever it needs; returns its folder. What is there already is not made again."""
@@ -100,18 +96,22 @@ class Pipeline:
         """Make one stage from the stages before it, which must be there; returns its folder.
 
         Raises:
-            StageError: The stage before is missing, not finished, or damaged.
+            StageError: The stage before is missing, not finished, or damaged; or a gate failed, of this stage or of
+                one before, and neither `force` nor `gates.stop: false` says to go on.
         """
         directory, key = self.directory / stage, self._key(stage)
         if self._is_done(stage, key) or (folders.bring_back(directory, key) and self._is_done(stage, key)):
+            self._require_gates(stage)
             return directory
         for earlier in _before(stage):
             if (self.directory / earlier / "stage.json").exists() and not self._is_current(earlier):
                 print(f"{self.directory / earlier} was made with other settings; {stage} goes on from it as it is")
+            self._require_gates(earlier)
         spent = folders.open_stage(directory, key)
+        (directory / "gates.json").unlink(missing_ok=True)
         start = time.perf_counter()
         try:
-            facts = _STEPS[stage](self, directory)
+            facts = STEPS[stage](self, directory)
         finally:
             minutes = spent + (time.perf_counter() - start) / 60
             checkpoints.write_json(directory / "started.json", {"key": key, "minutes": minutes})
@@ -128,6 +128,7 @@ class Pipeline:
                 "minutes": minutes,
                 "files": {path.name: checkpoints.sha256_file(path) for path in artefacts if path.stem not in _NOT_KEPT},
                 "facts": facts,
+                "failed_gates": self.failed_gates(_before(stage)),
                 "machine": provenance.machine(),
                 "versions": provenance.versions(),
             },
@@ -135,7 +136,35 @@ class Pipeline:
         # Only now: killed before, the stage would have neither a record nor anything to resume from.
         for name in ("checkpoint.safetensors", "checkpoint.json"):
             (directory / name).unlink(missing_ok=True)
+        self._require_gates(stage)
         return directory
+
+    def gates(self, stage: str) -> list[gates.Gate]:
+        """The checks of a finished stage, measured now or read from its `gates.json`."""
+        if stage not in CHECKS:
+            return []
+        record, path = self.facts(stage), self.directory / stage / "gates.json"
+        settings = self.config.gates.to_dict() | {"stop": None}
+        made_from = {"version": VERSION, "stage": record["key"], "settings": settings}
+        try:
+            found = checkpoints.read_json(path)
+            if found["made_from"] == made_from:
+                return [gates.Gate(**values) for values in found["gates"]]
+        except (StageError, KeyError, TypeError):  # none yet, or damaged
+            pass
+        measured = CHECKS[stage](self, record["facts"])
+        rows = [asdict(gate) for gate in measured]
+        checkpoints.write_json(path, {"schema": 1, "made_from": made_from, "gates": rows})
+        return measured
+
+    def failed_gates(self, stages: Iterable[str] = STAGES) -> list[str]:
+        """Names of the gates that these stages did not pass."""
+        return [gate.name for stage in stages for gate in self.gates(stage) if not gate.passed]
+
+    def _require_gates(self, stage: str) -> None:
+        found = self.gates(stage)
+        if self.config.gates.stop and not self.force:
+            gates.require(found)
 
     def facts(self, stage: str) -> dict[str, Any]:
         """What `stage.json` of a finished stage says.
@@ -147,7 +176,7 @@ class Pipeline:
         if stage in missing:
             raise StageError(
                 f"{', '.join(missing)} of {self.task.name} not made yet in {self.directory}; "
-                f"type: {self._command(missing[0])}"
+                f"type: {self.command(missing[0])}"
             )
         path = self.directory / stage / "stage.json"
         try:
@@ -155,7 +184,7 @@ class Pipeline:
         except StageError:
             record = None
         if not isinstance(record, dict) or not _RECORD <= record.keys():
-            raise StageError(f"{path} is damaged; make {stage} again with: {self._command(stage)}")
+            raise StageError(f"{path} is damaged; make {stage} again with: {self.command(stage)}")
         return record
 
     def rollouts(self) -> rollouts.Rollouts:
@@ -192,7 +221,7 @@ class Pipeline:
         return checkpoints.read_json(self.directory / "evaluate" / "manifest.json")
 
     def _settings(self, stage: str) -> dict[str, Any]:
-        section = _SECTIONS.get(stage)
+        section = SECTIONS.get(stage)
         return self.config.to_dict()[section] if section else {}
 
     def _key(self, stage: str) -> str:
@@ -208,7 +237,7 @@ class Pipeline:
             made_from["upstream"] = self.facts(STAGES[STAGES.index(stage) - 1])["key"]
         return hashlib.sha256(json.dumps(made_from, sort_keys=True).encode()).hexdigest()
 
-    def _command(self, stage: str) -> str:
+    def command(self, stage: str) -> str:
         """What to type to have this stage made, the ones before it being there."""
         arguments = self.arguments or shlex.join(["--task", self.task.name, "--run-dir", str(self.directory.parent)])
         if stage == "collect":
@@ -237,122 +266,6 @@ class Pipeline:
         print(f"{damaged} is missing or damaged; making {stage} again")
         path.unlink()
         return False
-
-    def _collect(self, directory: Path) -> dict[str, Any]:
-        config = self.config.collect
-        return rollouts.collect(
-            self.task,
-            directory,
-            num_steps=config.num_steps,
-            num_envs=config.num_envs,
-            shard_length=config.shard_length,
-            seed=self.seed,
-            make_policy=lambda seed: rollouts.StickyRandom(self.task.num_actions, config.num_envs, seed),
-            gymnasium_fraction=config.gymnasium_fraction,
-            log_dir=directory,
-        )
-
-    def _vae(self, directory: Path) -> dict[str, Any]:
-        from wm_lib.models import vae
-
-        net = vae.train_vae(self.rollouts(), self.config.vae, seed=self.seed, directory=directory)
-        vae.save_vae(directory / "vae.safetensors", net, {"task": self.task.name})
-        return {"num_params": sum(p.numel() for p in net.parameters())}
-
-    def _latents(self, directory: Path) -> dict[str, Any]:
-        from wm_lib.models import vae
-
-        data = self.rollouts()
-        net = vae.load_vae(self.directory / "vae" / "vae.safetensors")
-        mu, log_sigma = vae.encode_frames(net, data)
-        fields = ("action", "reward", "terminated", "truncated", "first")
-        arrays = {name: getattr(data, name) for name in fields}
-        checkpoints.save(directory / "latents.safetensors", {"mu": mu, "log_sigma": log_sigma, **arrays}, {})
-        return {"active_units": vae.active_units(mu)}
-
-    def _mdn_rnn(self, directory: Path) -> dict[str, Any]:
-        from wm_lib.models import mdn_rnn
-
-        latents = self.latents()
-        net = mdn_rnn.train_mdn_rnn(
-            latents,
-            self.config.mdnrnn,
-            num_actions=self.task.num_actions,
-            seed=self.seed,
-            directory=directory,
-        )
-        mdn_rnn.save_mdn_rnn(directory / "mdn_rnn.safetensors", net, {"task": self.task.name})
-        _, held_out = rollouts.split_sequences(len(latents["mu"]))
-        return mdn_rnn.evaluate_mdn_rnn(net, latents, held_out)
-
-    def _controller(self, directory: Path) -> dict[str, Any]:
-        config = self.config.controller
-        world_model = self.world_model(bf16=True)
-        if config.type == "ppo":
-            from wm_lib.control.ppo import train_ppo
-            from wm_lib.worlds.envs import make_env
-
-            controller = train_ppo(
-                world_model,
-                self.task,
-                config,
-                seed=self.seed,
-                directory=directory,
-                make_env=lambda num_envs, seed: make_env(self.task, num_envs, seed),
-                statistics=feature_statistics(world_model, self.latents()),
-            )
-        else:
-            from wm_lib.control.evolution import train_evolution
-
-            controller = train_evolution(
-                world_model, self.task, config, seed=self.seed, directory=directory, log_dir=directory
-            )
-        controller.save(directory / "controller.safetensors", {"task": self.task.name, "recent_z": config.recent_z})
-        return {"real_steps": controller.meta["real_steps"]}
-
-    def _evaluate(self, directory: Path) -> dict[str, Any]:
-        config = self.config.evaluation
-        make_agent = agent_maker(self.task, self.world_model(), self.controller())
-        score = evaluate(self.task, make_agent, config.episodes, config.seed)
-        random = evaluate(self.task, random_maker(self.task), config.random_episodes, config.seed)
-        made = {stage: self.facts(stage) for stage in STAGES[:-1]}
-        steps = {stage: made[stage]["facts"]["real_steps"] for stage in ("collect", "controller")}
-        checkpoints.write_json(
-            directory / "manifest.json",
-            {
-                "schema": 1,
-                "task": self.task.name,
-                "env_id": self.task.env_id,
-                "target": self.task.target,
-                "mode": "full",
-                "variant": made["controller"]["config"]["type"],
-                "provisional": is_provisional(score, self.task.target),
-                "seed": self.seed,
-                "score": score,
-                "random_score": random,
-                "real_steps": {"total": sum(steps.values()), **steps},
-                "minutes": {stage: record["minutes"] for stage, record in made.items()},
-                "config": self.config.to_dict() | {section: made[stage]["config"]
-                                                   for stage, section in _SECTIONS.items() if stage in made},
-                "machine": provenance.machine(),
-                "versions": provenance.versions(),
-                "command": self._command("evaluate"),
-                "commit": provenance.commit(),
-                "weights": {name: sha for record in made.values() for name, sha in record["files"].items()
-                            if name in ("vae.safetensors", "mdn_rnn.safetensors", "controller.safetensors")},
-            },
-        )  # fmt: skip
-        return {"mean": score["mean"], "random_mean": random["mean"]}
-
-
-_STEPS = {
-    "collect": Pipeline._collect,
-    "vae": Pipeline._vae,
-    "latents": Pipeline._latents,
-    "mdn_rnn": Pipeline._mdn_rnn,
-    "controller": Pipeline._controller,
-    "evaluate": Pipeline._evaluate,
-}
 
 
 def _before(stage: str) -> tuple[str, ...]:

@@ -140,31 +140,24 @@ class DreamVectorEnv(VectorEnv):
 
 
 class DreamEnv(gymnasium.Env):
-    """One dream as a `gymnasium.Env`, for libraries that want single environments; see `DreamVectorEnv`.
+    """One dream as a `gymnasium.Env`, for libraries that want single environments.
 
     Args:
-        world_model, start_z, horizon, temperature, num_actions, seed: As in `DreamVectorEnv`.
+        dreams: A vector of one dream.
         render_mode: "rgb_array" or None.
 
     Raises:
-        UsageError: As `DreamVectorEnv`.
+        UsageError: `dreams` holds more than one.
     """
 
     metadata = {"render_modes": ["rgb_array"], "render_fps": 15}
 
-    def __init__(
-        self,
-        world_model: WorldModel,
-        start_z: np.ndarray,
-        horizon: int,
-        temperature: float,
-        num_actions: int,
-        seed: int = 0,
-        render_mode: str | None = None,
-    ) -> None:
-        self.dreams = DreamVectorEnv(world_model, start_z, 1, horizon, temperature, num_actions, seed)
-        self.observation_space = self.dreams.single_observation_space
-        self.action_space = self.dreams.single_action_space
+    def __init__(self, dreams: DreamVectorEnv, render_mode: str | None = None) -> None:
+        if dreams.num_envs != 1:
+            raise UsageError(f"DreamEnv is one dream, found {dreams.num_envs}; use the DreamVectorEnv itself")
+        self.dreams = dreams
+        self.observation_space = dreams.single_observation_space
+        self.action_space = dreams.single_action_space
         self.render_mode = render_mode
 
     def reset(
