@@ -7,10 +7,11 @@ import pytest
 import yaml
 from safetensors import SafetensorError
 
-from wm_lib import checkpoints, cli
+from wm_lib import checkpoints, cli, pipeline
 from wm_lib.config import load_config
 from wm_lib.course import runner
 from wm_lib.errors import StageError
+from wm_lib.gates import Gate
 
 SCORE = {"mean", "std", "ci95", "episodes", "seeds", "returns", "distinct_returns", "real_steps"}
 
@@ -189,7 +190,15 @@ def test_config_prints_yaml_that_is_read_again(capsys, tmp_path):
     config = load_config("full", "pong", tmp_path / "mine.yaml")
     assert config.vae.learning_rate == 1e-5
     assert load_config("smoke", None, tmp_path / "printed.yaml") == config
-    assert list(yaml.safe_load(printed)) == ["collect", "vae", "mdnrnn", "controller", "evaluation", "curriculum"]
+    assert list(yaml.safe_load(printed)) == [
+        "collect",
+        "vae",
+        "mdnrnn",
+        "controller",
+        "evaluation",
+        "gates",
+        "curriculum",
+    ]
 
 
 def test_config_as_json(tmp_path, capsys):
@@ -277,7 +286,7 @@ def test_the_manifest_says_where_the_score_comes_from(trained):
     assert checkpoints.read_json(trained / "all.json") == manifest
     assert set(manifest) == {
         "schema", "task", "env_id", "target", "mode", "variant", "provisional", "seed", "score", "random_score",
-        "real_steps", "minutes", "config", "machine", "versions", "command", "commit", "weights",
+        "real_steps", "failed_gates", "minutes", "config", "machine", "versions", "command", "commit", "weights",
     }  # fmt: skip
     assert (manifest["schema"], manifest["task"], manifest["env_id"]) == (1, "lunar-lander", "LunarLander-v3")
     assert (manifest["mode"], manifest["variant"], manifest["target"]) == ("full", "ppo", 200)
@@ -337,3 +346,19 @@ def test_evaluate_takes_the_shipped_weights_when_no_run_is_named(trained, capsys
     manifest = checkpoints.read_json(trained / "all.json")
     result = checkpoints.read_json(tmp_path / "shipped.json")
     assert result["weights"] == manifest["weights"] and result["returns"] == manifest["score"]["returns"][:1]
+
+
+def test_a_failed_gate_ends_the_command_and_force_goes_on(capsys, tmp_path, monkeypatch):
+    dark = Gate("frames", False, "all black", "a picture", "collect again")
+    monkeypatch.setattr(pipeline, "CHECKS", {"collect": lambda run, facts: [dark]})
+    (tmp_path / "stop.yaml").write_text(
+        "gates: {stop: true}\ncollect: {num_steps: 64, num_envs: 2}\n"
+    )
+    command = ["--task", "pong", "--budget", "smoke", "--run-dir", str(tmp_path / "run"), "--config", "stop.yaml"]
+    assert cli.main(["collect", *command]) == 1
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error == (
+        "wm: gate 'frames' failed: measured all black; expected a picture; try: collect again; --force goes on"
+    )
+    assert cli.main(["collect", *command, "--force"]) == 0
+    assert "128 decisions of pong" in capsys.readouterr().out
