@@ -128,7 +128,7 @@ def test_many_parameters_get_a_diagonal_covariance(monkeypatch):
     scales = 10.0 ** np.arange(5)
 
     def height_left(axes):
-        search = CMAES(5, 10, 0.3, seed=0)
+        search = CMAES(np.zeros(5), 10, 0.3, seed=0)
         for _ in range(250):
             search.tell(-(((search.ask() - 1) @ axes) ** 2) @ scales)
         return ((search.mean - 1) @ axes) ** 2 @ scales
@@ -140,7 +140,7 @@ def test_many_parameters_get_a_diagonal_covariance(monkeypatch):
 
 @pytest.mark.parametrize("population_size", [6, 7])
 def test_the_simple_strategy_stays_where_all_are_equal(population_size):
-    search = SimpleES(4, population_size, 0.5, seed=0)
+    search = SimpleES(np.zeros(4), population_size, 0.5, seed=0)
     for _ in range(5):
         search.ask()
         search.tell(np.full(population_size, -21.0))
@@ -148,7 +148,7 @@ def test_the_simple_strategy_stays_where_all_are_equal(population_size):
 
 
 def test_the_simple_strategy_against_its_definition():
-    search = SimpleES(3, 6, 0.5, seed=0)
+    search = SimpleES(np.zeros(3), 6, 0.5, seed=0)
     candidates = search.ask()
     np.testing.assert_allclose(candidates[:3], -candidates[3:])  # mirrored around the mean, 0
     fitness = np.array([3.0, 9.0, 1.0, 9.0, 0.0, 5.0])

@@ -31,23 +31,22 @@ def one_thread() -> Iterator[None]:
 
 def test_the_rate_rises_for_a_tenth_and_falls_to_zero() -> None:
     rates = np.array([one_cycle(step, 1000, 2e-3) for step in range(1000)])
-    np.testing.assert_allclose(rates[:100], 2e-3 * np.arange(1, 101) / 100)  # a straight line up
-    assert rates.argmax() == 99 and rates[99] == pytest.approx(2e-3)
-    assert rates[549] == pytest.approx(1e-3)  # half of a cosine's way down
+    np.testing.assert_allclose(rates[:100], 2e-3 * (np.arange(100) + 0.5) / 100)  # a straight line up
+    assert rates.argmax() == 100 and rates[100] == pytest.approx(2e-3, rel=1e-5)
+    assert rates[549:551].mean() == pytest.approx(1e-3)  # half of a cosine's way down
     assert rates[99:549].sum() == pytest.approx(2e-3 * 450 - rates[550:].sum(), rel=1e-2)  # symmetric about it
-    assert rates[-1] == 0
+    assert 0 < rates[-1] < 1e-5 * 2e-3
 
 
 @given(num_updates=st.integers(1, 3000), peak=st.floats(1e-6, 1))
 @settings(max_examples=60, deadline=None)
-def test_the_rate_of_any_length_has_one_peak_and_ends_at_zero(num_updates: int, peak: float) -> None:
+def test_the_rate_of_any_length_has_one_peak_and_ends_near_zero(num_updates: int, peak: float) -> None:
     rates = np.array([one_cycle(step, num_updates, peak) for step in range(num_updates)])
-    assert (rates >= 0).all() and (rates <= peak * (1 + 1e-9)).all()
+    assert (rates > 0).all() and (rates <= peak * (1 + 1e-9)).all()
     top = int(rates.argmax())
     assert (np.diff(rates[: top + 1]) > 0).all() and (np.diff(rates[top:]) < 0).all()
-    assert rates[-1] == pytest.approx(0, abs=1e-12 * peak)
     if num_updates >= 20:
-        assert rates[top] > 0.97 * peak
+        assert rates[top] > 0.97 * peak and rates[-1] < 0.002 * peak
 
 
 # The loop

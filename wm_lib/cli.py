@@ -84,8 +84,8 @@ def _parser() -> argparse.ArgumentParser:
     train = command("train", _train, "Train a part of the agent, or all of it, and measure it.")
     train.add_argument("--task", required=True, metavar="T", help=tasks)
     train.add_argument("--component", default="all", metavar="C", help=f"{' | '.join(COMPONENTS)} (default: all)")
-    for goes_on in (collect, train):
-        goes_on.add_argument("--force", action="store_true", help="go on where a gate failed; scores say so")
+    for trains in (collect, train):
+        trains.add_argument("--force", action="store_true", help="go on where a gate failed; scores say so")
     score = command(
         "evaluate",
         _evaluate,
@@ -95,6 +95,13 @@ def _parser() -> argparse.ArgumentParser:
     score.add_argument("--episodes", type=int, default=100, metavar="N", help="episodes (default: 100)")
     score.add_argument("--sticky", type=float, default=0.0, metavar="P", help="Atari: sticky actions (default: 0)")
     score.add_argument("--random", action="store_true", help="measure random play instead of an agent")
+    for of_a_round in (collect, train, score):
+        of_a_round.add_argument(
+            "--rounds",
+            type=int,
+            metavar="N",
+            help="the last of N rounds, each going on with its agent's data (default: rounds.num_rounds of the budget)",
+        )
     course = command("course", _course, "Run all notebooks in order with papermill and make an index of them.")
     course.add_argument("--task", metavar="T", help="the task notebooks 02-06 look at; " + tasks)
     course.add_argument(
@@ -122,7 +129,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _open(args: argparse.Namespace) -> Pipeline:
-    return Pipeline.open(args.task, args.budget, args.run_dir, args.seed or 0, args.config, args.force)
+    return Pipeline.open(args.task, args.budget, args.run_dir, args.seed or 0, args.config, args.force, args.rounds)
 
 
 def _report(args: argparse.Namespace, result: dict[str, Any]) -> None:
@@ -185,10 +192,11 @@ def find_weights(args: argparse.Namespace, task: str) -> dict[str, Path]:
     """Where V, M and C of a task are: in --run-dir, or, where none is given, the shipped ones."""
     names = ("vae", "mdn_rnn", "controller")
     shipped = project_root() / "assets" / "weights" / task
-    if args.run_dir == "auto" and args.budget == "auto" and (shipped / "controller.safetensors").exists():
+    nothing_named = args.run_dir == "auto" and args.budget == "auto" and args.rounds is None
+    if nothing_named and (shipped / "controller.safetensors").exists():
         print(f"using the shipped weights in {shipped}")
         return {name: shipped / f"{name}.safetensors" for name in names}
-    run = Pipeline.open(task, args.budget, args.run_dir, 0, args.config)
+    run = Pipeline.open(task, args.budget, args.run_dir, 0, args.config, rounds=args.rounds)
     for name in names:
         run.facts(name)
     return {name: run.directory / name / f"{name}.safetensors" for name in names}

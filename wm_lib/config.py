@@ -167,6 +167,20 @@ class EvaluationConfig(_Section):
     seed: int = Field(10_000, ge=0, le=2**31 - 1)
 
 
+class RoundsConfig(_Section):
+    """The paper's iteration (section 5): collect with C, add to the data, continue V, M and C.
+
+    Attributes:
+        num_rounds: Rounds in all; the first one collects with random play.
+        vae_updates: Updates of V in later rounds; 0 = V stays as it is, and so do the latents of old data.
+        controller_steps: PPO's decisions in each later round.
+    """
+
+    num_rounds: int = Field(1, ge=1, le=100)
+    vae_updates: int = Field(1500, ge=0, le=10**8)
+    controller_steps: int = Field(500_000, ge=1, le=10**10)
+
+
 class GatesConfig(_Section):
     """What a stage must be good for before the next one builds on it; the other thresholds are `wm_lib.gates`' own.
 
@@ -216,7 +230,16 @@ class Config(_Section):
     controller: ControllerConfig = ControllerConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     gates: GatesConfig = GatesConfig()
+    rounds: RoundsConfig = RoundsConfig()
     curriculum: CurriculumConfig = CurriculumConfig()
+
+    def for_round(self, number: int) -> Self:
+        """The same with what later rounds do instead in its place."""
+        if number == 1:
+            return self
+        vae = self.vae.model_copy(update={"num_updates": self.rounds.vae_updates})
+        controller = self.controller.model_copy(update={"num_steps": self.rounds.controller_steps})
+        return self.model_copy(update={"vae": vae, "controller": controller})
 
     @model_validator(mode="after")
     def _sequences_fit(self) -> Self:

@@ -104,8 +104,8 @@ def dream_against_reality(
     from wm_lib.worlds.envs import make_env
 
     horizon, world_model, task = default_horizon(run), run.world_model(), run.task
-    dim = num_params(world_model.feature_dim, task.num_actions)
-    candidates = CMAES(dim, num_candidates, run.config.controller.sigma, derive_seed(seed, "population")).ask()
+    start = np.zeros(num_params(world_model.feature_dim, task.num_actions))
+    candidates = CMAES(start, num_candidates, run.config.controller.sigma, derive_seed(seed, "population")).ask()
     population = Population(candidates.astype(np.float32), world_model.feature_dim)
     rollouts = max(1, num_episodes // 4)
 

@@ -6,6 +6,9 @@ A stage lives in `runs/<run>/<task>/<stage>/`. When it is done, `stage.json` say
 its settings, its seed and the key of the stage before. The same key means nothing to do; another key means that
 the old folder is moved aside (`<stage>.previous`) and the stage made anew, or brought back if it was there. A stage
 that was stopped goes on from its last checkpoint.
+
+Later rounds (`runs/<run>/<task>/round-2/`, ...) have the same stages: the agent of the round before collects, and V, M
+and C go on from its weights, with the data of all rounds.
 """
 
 from __future__ import annotations
@@ -15,7 +18,8 @@ import json
 import shlex
 import time
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -44,19 +48,21 @@ class Pipeline:
 
     Attributes:
         task: What is played.
-        config: All settings.
+        loaded: All settings; `config` are those of this round.
         directory: `runs/<run>/<task>`.
         seed: Seed of the run.
         arguments: What to give to `wm` for this run, for messages and manifests; "" = task and folder.
         force: Whether to go on where a gate failed.
+        round: 1 for the first, which starts from nothing.
     """
 
     task: Task
-    config: Config
+    loaded: Config
     directory: Path
     seed: int = 0
     arguments: str = ""
     force: bool = False
+    round: int = 1
 
     @classmethod
     def open(
@@ -67,11 +73,14 @@ class Pipeline:
         seed: int = 0,
         config_file: str | Path | None = None,
         force: bool = False,
+        rounds: int | None = None,
     ) -> Pipeline:
         """The pipeline of a task as a command line or a notebook names it; run_dir "auto" is runs/<budget>.
 
+        It is that of the last of so many rounds, `rounds.num_rounds` if None; the earlier ones are its `previous`.
+
         Raises:
-            UsageError: An unknown task or budget, a bad configuration, or a seed out of range.
+            UsageError: An unknown task or budget, a bad configuration, a seed or a number of rounds out of range.
         """
         found = get_task(task)
         check_seed(seed)
@@ -83,11 +92,35 @@ class Pipeline:
             arguments += ["--seed", str(seed)]
         if config_file is not None:
             arguments += ["--config", str(config_file)]
+        number = config.rounds.num_rounds if rounds is None else rounds
+        if not 1 <= number <= 100:
+            raise UsageError(f"--rounds must be from 1 to 100, got {number}")
         directory = folders.resolve_run_dir(run_dir, budget) / found.name
-        return cls(found, config, directory, seed, shlex.join(arguments), force)
+        run = cls(found, config, directory, seed, shlex.join(arguments), force)
+        return run if number == 1 else replace(run, directory=directory / f"round-{number}", round=number)
+
+    @cached_property
+    def config(self) -> Config:
+        """The settings of this round."""
+        return self.loaded.for_round(self.round)
+
+    @cached_property
+    def previous(self) -> Pipeline | None:
+        """The round before; None in the first."""
+        if self.round == 1:
+            return None
+        base, number = self.directory.parent, self.round - 1
+        return replace(self, directory=base / f"round-{number}" if number > 1 else base, round=number)
+
+    @property
+    def rounds(self) -> list[Pipeline]:
+        """All rounds up to this one, the first one first."""
+        return [*(self.previous.rounds if self.previous else ()), self]
 
     def build(self, stage: str) -> Path:
         """Make a stage and whatever it needs; returns its folder. What is there already is not made again."""
+        if self.previous:
+            self.previous.build("controller")
         for name in (*_before(stage), stage):
             self.run_stage(name)
         return self.directory / stage
@@ -158,8 +191,9 @@ class Pipeline:
         return measured
 
     def failed_gates(self, stages: Iterable[str] = STAGES) -> list[str]:
-        """Names of the gates that these stages did not pass."""
-        return [gate.name for stage in stages for gate in self.gates(stage) if not gate.passed]
+        """Names of the gates that these stages, and any of the rounds before, did not pass."""
+        earlier = self.previous.failed_gates() if self.previous else []
+        return earlier + [gate.name for stage in stages for gate in self.gates(stage) if not gate.passed]
 
     def _require_gates(self, stage: str) -> None:
         found = self.gates(stage)
@@ -188,9 +222,10 @@ class Pipeline:
         return record
 
     def rollouts(self) -> rollouts.Rollouts:
-        """The collected data."""
-        self.facts("collect")
-        return rollouts.Rollouts(self.directory / "collect")
+        """The collected data of all rounds."""
+        for run in self.rounds:
+            run.facts("collect")
+        return rollouts.Rollouts(*(run.directory / "collect" for run in self.rounds))
 
     def latents(self) -> dict[str, np.ndarray]:
         """V's posterior of every frame with the actions, rewards and ends, as M reads them."""
@@ -235,11 +270,15 @@ class Pipeline:
         }
         if stage != STAGES[0]:
             made_from["upstream"] = self.facts(STAGES[STAGES.index(stage) - 1])["key"]
+        elif self.previous:
+            made_from["upstream"] = self.previous.facts("controller")["key"]
         return hashlib.sha256(json.dumps(made_from, sort_keys=True).encode()).hexdigest()
 
     def command(self, stage: str) -> str:
         """What to type to have this stage made, the ones before it being there."""
         arguments = self.arguments or shlex.join(["--task", self.task.name, "--run-dir", str(self.directory.parent)])
+        if self.round != self.loaded.rounds.num_rounds:
+            arguments += f" --rounds {self.round}"
         if stage == "collect":
             return f"wm collect {arguments}"
         component = {"latents": "vae", "evaluate": "all"}.get(stage, stage)

@@ -33,12 +33,14 @@ def is_provisional(score: dict[str, Any], target: float) -> bool:
 
 
 def find_manifests(folder: Path) -> list[dict[str, Any]]:
-    """The manifests of a run folder (`<task>/evaluate/manifest.json`) or of `assets/manifests`, in the tasks' order."""
+    """The manifests of a run folder (the last round's of each task) or of `assets/manifests`, in the tasks' order."""
     found = []
     for task in TASKS:
-        for path in (folder / task / "evaluate" / "manifest.json", folder / f"{task}.json"):
-            if path.exists():
-                found.append(checkpoints.read_json(path))
+        rounds = sorted(folder.glob(f"{task}/round-*/evaluate/manifest.json"), key=lambda path: int(path.parts[-3][6:]))
+        paths = [folder / task / "evaluate" / "manifest.json", *rounds, folder / f"{task}.json"]
+        paths = [path for path in paths if path.exists()]
+        if paths:
+            found.append(checkpoints.read_json(paths[-1]))
     return found
 
 

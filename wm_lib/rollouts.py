@@ -144,23 +144,21 @@ class Rollouts:
         truncated: bool (num_sequences, T).
         first: bool (num_sequences, T), true at an episode's first frame.
 
+    Args:
+        directories: One collection, or several of the same shape, the oldest first.
+
     Raises:
-        StageError: There are no shards, one is missing or damaged, or they are not of one collection.
+        StageError: There are no shards, one is missing or damaged, or they do not fit together.
     """
 
-    def __init__(self, directory: Path) -> None:
-        self.directory = Path(directory)
-        paths = sorted(self.directory.glob(_PATTERN))
-        if not paths:
-            raise StageError(f"{self.directory} has no shards; collect the data first")
-        if [_number(path) for path in paths] != list(range(len(paths))):
-            raise StageError(f"{self.directory} lacks a shard before {paths[-1].name}; collect the data again")
+    def __init__(self, *directories: Path) -> None:
+        paths = [path for directory in directories for path in _shards(Path(directory))]
         self._hashes = [str(checkpoints.read_meta(path)["sha256"]) for path in paths]
         shards = [checkpoints.open_mmap(path) for path in paths]
         shape = shards[0]["frames"].shape
         for path, shard in zip(paths, shards, strict=True):
             if shard["frames"].shape != shape:
-                raise StageError(f"{path} is not of the same collection as the others; collect the data again")
+                raise StageError(f"{path} is of another shape than {paths[0]}; collect the data again")
         self.frames = [shard["frames"] for shard in shards]
         self._flat = [np.asarray(frames).reshape(-1, *shape[2:]) for frames in self.frames]
         self.action = np.concatenate([shard["action"] for shard in shards]).astype(np.int64)
@@ -219,30 +217,26 @@ class Rollouts:
                 frames[order[low:high]] = self._flat[k][ordered[low:high] - k * per_shard]
         return frames
 
-    def split(self, holdout: float = 0.1) -> tuple[np.ndarray, np.ndarray]:
+    def split(self) -> tuple[np.ndarray, np.ndarray]:
         """Indices of sequences (train, test), see `split_sequences`."""
-        return split_sequences(self.num_sequences, holdout)
+        return split_sequences(self.num_sequences)
 
 
-def split_sequences(num_sequences: int, holdout: float = 0.1) -> tuple[np.ndarray, np.ndarray]:
-    """Set whole sequences aside, the same for V and M: neighbouring frames are too alike to test with.
+def split_sequences(num_sequences: int) -> tuple[np.ndarray, np.ndarray]:
+    """Set every tenth sequence aside, the same for V and M: neighbouring frames are too alike to test with.
 
     Args:
         num_sequences: How many there are.
-        holdout: Share to test with, in (0, 1); at least one sequence, and one is left to train with.
 
     Returns:
-        Indices of sequences (train, test), sorted and always the same: test sequences are spread evenly,
-        so that all shards have their part.
+        Indices of sequences (train, test), sorted. From six on, a sequence stays on its side however many are added.
 
     Raises:
         StageError: There is one sequence only.
     """
     if num_sequences < 2:
         raise StageError("one sequence cannot be split; set collect.num_envs to 2 or more and collect again")
-    num_test = min(max(1, round(holdout * num_sequences)), num_sequences - 1)
-    is_test = np.zeros(num_sequences, bool)
-    is_test[((np.arange(num_test) + 0.5) * num_sequences / num_test).astype(int)] = True
+    is_test = np.arange(num_sequences) % 10 == min(5, num_sequences - 1)
     return np.flatnonzero(~is_test), np.flatnonzero(is_test)
 
 
@@ -291,6 +285,16 @@ def _is_whole(path: Path, meta: dict[str, Any]) -> bool:
     except StageError:
         return False
     return meta.items() <= found.items()
+
+
+def _shards(directory: Path) -> list[Path]:
+    """The shards of one collection in order."""
+    paths = sorted(directory.glob(_PATTERN))
+    if not paths:
+        raise StageError(f"{directory} has no shards; collect the data first")
+    if [_number(path) for path in paths] != list(range(len(paths))):
+        raise StageError(f"{directory} lacks a shard before {paths[-1].name}; collect the data again")
+    return paths
 
 
 def _number(path: Path) -> int:

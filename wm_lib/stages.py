@@ -6,11 +6,14 @@ folder that returns facts worth keeping; a check is a function of the pipeline a
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from wm_lib import checkpoints, gates, provenance, rollouts
-from wm_lib.control.agent import feature_statistics
+from wm_lib.control.agent import Agent, feature_statistics
 from wm_lib.evaluation import agent_maker, evaluate, random_maker
 from wm_lib.report import is_provisional
 
@@ -18,6 +21,15 @@ if TYPE_CHECKING:
     from wm_lib.pipeline import Pipeline
 
 PROBE_ENVS = 8
+
+
+def _explorer(run: Pipeline, num_envs: int) -> Callable[[int], rollouts.Policy]:
+    """Who plays for data: random play in the first round, then the agent of the round before, its actions sampled."""
+    num_actions = run.task.num_actions
+    if run.previous is None:
+        return lambda seed: rollouts.StickyRandom(num_actions, num_envs, seed)
+    world_model, controller = run.previous.world_model(bf16=True), run.previous.controller()
+    return lambda seed: Agent(world_model, controller, num_envs, np.random.default_rng(seed).spawn(num_envs))
 
 
 def _collect(run: Pipeline, directory: Path) -> dict[str, Any]:
@@ -29,7 +41,7 @@ def _collect(run: Pipeline, directory: Path) -> dict[str, Any]:
         num_envs=config.num_envs,
         shard_length=config.shard_length,
         seed=run.seed,
-        make_policy=lambda seed: rollouts.StickyRandom(run.task.num_actions, config.num_envs, seed),
+        make_policy=_explorer(run, config.num_envs),
         gymnasium_fraction=config.gymnasium_fraction,
         log_dir=directory,
     )
@@ -38,7 +50,8 @@ def _collect(run: Pipeline, directory: Path) -> dict[str, Any]:
 def _vae(run: Pipeline, directory: Path) -> dict[str, Any]:
     from wm_lib.models import vae
 
-    net = vae.train_vae(run.rollouts(), run.config.vae, seed=run.seed, directory=directory)
+    start = vae.load_vae(run.previous.directory / "vae" / "vae.safetensors") if run.previous else None
+    net = vae.train_vae(run.rollouts(), run.config.vae, seed=run.seed, directory=directory, start=start)
     vae.save_vae(directory / "vae.safetensors", net, {"task": run.task.name})
     return {"num_params": sum(p.numel() for p in net.parameters())}
 
@@ -47,24 +60,31 @@ def _latents(run: Pipeline, directory: Path) -> dict[str, Any]:
     from wm_lib.models import vae
 
     data = run.rollouts()
-    net = vae.load_vae(run.directory / "vae" / "vae.safetensors")
-    mu, log_sigma = vae.encode_frames(net, data)
+    path, old = run.directory / "vae" / "vae.safetensors", None
+    if run.previous:
+        before = run.previous.directory / "vae" / "vae.safetensors"
+        if checkpoints.read_meta(before)["sha256"] == checkpoints.read_meta(path)["sha256"]:
+            latents = run.previous.latents()  # V is the same, so its latents are
+            old = latents["mu"], latents["log_sigma"]
+    mu, log_sigma = vae.encode_frames(vae.load_vae(path), data, old=old)
     fields = ("action", "reward", "terminated", "truncated", "first")
     arrays = {name: getattr(data, name) for name in fields}
     checkpoints.save(directory / "latents.safetensors", {"mu": mu, "log_sigma": log_sigma, **arrays}, {})
-    return {"active_units": vae.active_units(mu)}
+    return {"active_units": vae.active_units(mu), "encoded": len(mu) - (len(old[0]) if old else 0)}
 
 
 def _mdn_rnn(run: Pipeline, directory: Path) -> dict[str, Any]:
     from wm_lib.models import mdn_rnn
 
     latents = run.latents()
+    start = mdn_rnn.load_mdn_rnn(run.previous.directory / "mdn_rnn" / "mdn_rnn.safetensors") if run.previous else None
     net = mdn_rnn.train_mdn_rnn(
         latents,
         run.config.mdnrnn,
         num_actions=run.task.num_actions,
         seed=run.seed,
         directory=directory,
+        start=start,
     )
     mdn_rnn.save_mdn_rnn(directory / "mdn_rnn.safetensors", net, {"task": run.task.name})
     _, held_out = rollouts.split_sequences(len(latents["mu"]))
@@ -86,12 +106,19 @@ def _controller(run: Pipeline, directory: Path) -> dict[str, Any]:
             directory=directory,
             make_env=lambda num_envs, seed: make_env(run.task, num_envs, seed),
             statistics=feature_statistics(world_model, run.latents()),
+            start=run.previous.directory / "controller" if run.previous else None,
         )
     else:
         from wm_lib.control.evolution import train_evolution
 
         controller = train_evolution(
-            world_model, run.task, config, seed=run.seed, directory=directory, log_dir=directory
+            world_model,
+            run.task,
+            config,
+            seed=run.seed,
+            directory=directory,
+            log_dir=directory,
+            start=run.previous.controller() if run.previous else None,
         )
     controller.save(directory / "controller.safetensors", {"task": run.task.name, "recent_z": config.recent_z})
     return {"real_steps": controller.meta["real_steps"]}
@@ -103,7 +130,12 @@ def _evaluate(run: Pipeline, directory: Path) -> dict[str, Any]:
     score = evaluate(run.task, make_agent, config.episodes, config.seed)
     random = evaluate(run.task, random_maker(run.task), config.random_episodes, config.seed)
     made = {stage: run.facts(stage) for stage in STEPS if stage != "evaluate"}
-    steps = {stage: made[stage]["facts"]["real_steps"] for stage in ("collect", "controller")}
+    steps, minutes = ({stage: 0 for stage in stages} for stages in (("collect", "controller"), made))
+    for each in run.rounds:
+        for stage in steps:
+            steps[stage] += each.facts(stage)["facts"]["real_steps"]
+        for stage in minutes:
+            minutes[stage] += each.facts(stage)["minutes"]
     checkpoints.write_json(
         directory / "manifest.json",
         {
@@ -115,10 +147,11 @@ def _evaluate(run: Pipeline, directory: Path) -> dict[str, Any]:
             "variant": made["controller"]["config"]["type"],
             "provisional": is_provisional(score, run.task.target),
             "seed": run.seed,
+            "rounds": run.round,
             "score": score,
             "random_score": random,
             "real_steps": {"total": sum(steps.values()), **steps},
-            "minutes": {stage: record["minutes"] for stage, record in made.items()},
+            "minutes": minutes,
             "failed_gates": run.failed_gates(),
             "config": run.config.to_dict() | {SECTIONS[stage]: record["config"]
                                               for stage, record in made.items() if stage in SECTIONS},

@@ -76,6 +76,11 @@ class Controller:
         cut = feature_dim * num_actions
         return cls([params[:cut].reshape(feature_dim, num_actions)], [params[cut:]])
 
+    @property
+    def params(self) -> np.ndarray:
+        """The vector that `linear` makes a linear controller from."""
+        return np.concatenate([self.weights[0].ravel(), self.biases[0]])
+
     def logits(self, features: np.ndarray) -> np.ndarray:
         """Unnormalised log-probabilities, float32 (batch, num_actions), of features (batch, feature_dim)."""
         x = normalise(features, self.feature_mean, self.feature_std)

@@ -40,14 +40,14 @@ class CMAES:
     """Covariance matrix adaptation (Hansen, 2016) from the `cma` package, maximising.
 
     Args:
-        num_params: Dimension of the search, at least 2; it starts at 0.
+        start: Where the search starts, (num_params,), at least 2 of them.
         population_size: Candidates in a generation, at least 2.
         sigma: Initial standard deviation in every direction.
         seed: Of its random numbers. NumPy's global generator, the package's default, is left alone: whatever
             else draws from it would change the search.
     """
 
-    def __init__(self, num_params: int, population_size: int, sigma: float, seed: int) -> None:
+    def __init__(self, start: np.ndarray, population_size: int, sigma: float, seed: int) -> None:
         import cma
 
         rng = np.random.default_rng(seed)
@@ -55,12 +55,12 @@ class CMAES:
             "popsize": population_size,
             "randn": lambda *shape: rng.standard_normal(shape),
             "seed": np.nan,  # the package's word for "do not seed"
-            "CMA_diagonal": num_params > MAX_FULL_COVARIANCE,
+            "CMA_diagonal": len(start) > MAX_FULL_COVARIANCE,
             "CMA_elitist": False,  # a noisy evaluation must not keep a lucky candidate for ever
             "verbose": -9,
             "verb_log": 0,
         }
-        self._strategy = cma.CMAEvolutionStrategy(np.zeros(num_params), sigma, options)
+        self._strategy = cma.CMAEvolutionStrategy(start, sigma, options)
 
     @property
     def mean(self) -> np.ndarray:
@@ -87,8 +87,8 @@ class SimpleES:
     Arguments and methods as for `CMAES`.
     """
 
-    def __init__(self, num_params: int, population_size: int, sigma: float, seed: int) -> None:
-        self.mean = np.zeros(num_params)
+    def __init__(self, start: np.ndarray, population_size: int, sigma: float, seed: int) -> None:
+        self.mean = np.array(start, np.float64)
         self._sigma = sigma
         self._rng = np.random.default_rng(seed)
         ranks = np.arange(1, population_size + 1)
@@ -124,6 +124,7 @@ def train_evolution(
     backend: str = "auto",
     make_env: Callable[[int, Sequence[int]], VectorEnv] | None = None,
     observes_features: bool = False,
+    start: Controller | None = None,
 ) -> Controller:
     """Evolve a linear controller for a frozen world model.
 
@@ -147,6 +148,7 @@ def train_evolution(
         make_env: (num_envs, seeds) -> another vector environment to train in, for instance a dream.
         observes_features: Whether the observations of `make_env` already are features, as those of a dream
             are. Then none of the decisions is a real step.
+        start: A linear controller to begin with; zeros if None.
 
     Returns:
         The controller. Its meta has algorithm, recent_z, generations, decisions (in all, including those of
@@ -184,7 +186,8 @@ def train_evolution(
         return returns.reshape(len(candidates), len(seeds)).mean(axis=1), decisions
 
     dim = num_params(world_model.feature_dim, task.num_actions)
-    strategy = STRATEGIES[config.type](dim, config.population_size, config.sigma, derive_seed(seed, "strategy"))
+    mean = np.zeros(dim) if start is None else start.params
+    strategy = STRATEGIES[config.type](mean, config.population_size, config.sigma, derive_seed(seed, "strategy"))
     history, decisions = _resume(directory, strategy, config)
     with Progress(f"evolve {task.name}", config.num_generations, "generation", log_dir, start=len(history)) as progress:
         for generation in range(len(history), config.num_generations):

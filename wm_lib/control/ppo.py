@@ -18,6 +18,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.vec_env import VecEnv
 
+from wm_lib import checkpoints
 from wm_lib.config import ControllerConfig
 from wm_lib.control.controller import Controller, normalise
 from wm_lib.events import Progress
@@ -25,6 +26,8 @@ from wm_lib.models import training
 from wm_lib.models.world_model import WorldModel
 from wm_lib.seeding import derive_seed
 from wm_lib.tasks import Task
+
+NETWORKS = "ppo.safetensors"
 
 
 class FeatureVecEnv(VecEnv):
@@ -133,6 +136,7 @@ def train_ppo(
     directory: Path,
     make_env: Callable[[int, int], VectorEnv],
     statistics: tuple[np.ndarray, np.ndarray] | None = None,
+    start: Path | None = None,
 ) -> Controller:
     """Train C on `world_model`'s features in the environments that `make_env(num_envs, seed)` makes.
 
@@ -140,9 +144,15 @@ def train_ppo(
     cannot be saved: a killed run, resumed from `directory`, then ends bit for bit like an undisturbed one. `statistics`
     normalise the features, see `FeatureVecEnv`.
 
+    Actor and critic end in `directory`/ppo.safetensors too; `start` is the folder of a training to go on from, which
+    also gives the statistics.
+
     Returns:
         The final policy; its meta holds `real_steps`, the decisions made.
     """
+    if start is not None:
+        before = Controller.load(start / "controller.safetensors")
+        statistics = before.feature_mean, before.feature_std
     rollout = config.num_envs * config.rollout_length
     total = max(1, round(config.num_steps / rollout)) * rollout
     block = max(1, config.block_steps // rollout) * rollout
@@ -160,6 +170,8 @@ def train_ppo(
             )
             try:
                 model = _make_ppo(env, config, total, end, derive_seed(seed, "ppo", "torch", step))
+                if start is not None:
+                    training.fill(model.policy, checkpoints.load(start / NETWORKS)[0], start / NETWORKS)
                 training.restore(path, model.policy, model.policy.optimizer)
                 model.num_timesteps = step
                 if step < end:
@@ -168,6 +180,8 @@ def train_ppo(
                 env.close()
             step = end
             training.save(path, model.policy, model.policy.optimizer, step)
+    networks = {name: value.detach().numpy() for name, value in model.policy.state_dict().items()}
+    checkpoints.save(directory / NETWORKS, networks, {"kind": "ppo"})
     return export(model, {"real_steps": total}, (env.mean, env.std))
 
 

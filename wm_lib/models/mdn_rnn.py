@@ -193,7 +193,15 @@ def mdn_rnn_losses(model: MDNRNN, batch: Batch) -> dict[str, Tensor]:
     }
 
 
-def train_mdn_rnn(latents: Latents, config: MDNRNNConfig, *, num_actions: int, seed: int, directory: Path) -> MDNRNN:
+def train_mdn_rnn(
+    latents: Latents,
+    config: MDNRNNConfig,
+    *,
+    num_actions: int,
+    seed: int,
+    directory: Path,
+    start: MDNRNN | None = None,
+) -> MDNRNN:
     """Train M; resumes from `directory` and logs there. A tenth of the sequences is held out (`split_sequences`).
 
     The loss is nll / z_dim + reward + done: each part then weighs about as much as one dimension of z.
@@ -202,6 +210,7 @@ def train_mdn_rnn(latents: Latents, config: MDNRNNConfig, *, num_actions: int, s
         latents: Arrays (sequences, time): `mu` and `log_sigma` (with a z_dim axis) of V's posterior at each
             step, `action` chosen there, `reward`, `terminated`, `truncated` that followed, and `first`.
         num_actions: Number of discrete actions.
+        start: An M to go on from; a new one if None.
 
     Raises:
         StageError: The latents hold NaN, there are fewer than two sequences, or the loss diverged.
@@ -212,6 +221,8 @@ def train_mdn_rnn(latents: Latents, config: MDNRNNConfig, *, num_actions: int, s
     train, test = Stream(latents, train_sequences), Stream(latents, test_sequences)
     torch.manual_seed(derive_seed(seed, "mdn_rnn", "init"))
     model = MDNRNN(z_dim, num_actions, config.rnn_size, config.num_mixtures)
+    if start is not None:
+        model.load_state_dict(start.state_dict())
     rewards = latents["reward"][train_sequences].astype(np.float64)
     model.reward_scale.fill_(float(np.sqrt(np.square(rewards).mean())) or 1.0)
 

@@ -42,7 +42,7 @@ def keep_freed_memory() -> None:
 
 def one_cycle(step: int, num_updates: int, peak: float) -> float:
     """Learning rate that rises over the first tenth and falls to zero as a cosine (after Smith & Topin, 2018)."""
-    progress = (step + 1) / num_updates
+    progress = (step + 0.5) / num_updates  # in the middle of the step: never 0
     if progress < 0.1:
         return peak * progress / 0.1
     return peak * 0.5 * (1 + float(np.cos(np.pi * (progress - 0.1) / 0.9)))

@@ -44,6 +44,18 @@ def from_patches(patches: Tensor) -> Tensor:
     return grid.reshape(batch, 64, 64, channels)
 
 
+class Bridge(nn.Module):
+    """A linear map and a small network side by side, added: the map learns at once, the network what is not linear."""
+
+    def __init__(self, in_dim: int, out_dim: int, hidden_dim: int = 384) -> None:
+        super().__init__()
+        self.linear = nn.Linear(in_dim, out_dim)
+        self.network = nn.Sequential(nn.Linear(in_dim, hidden_dim), nn.ReLU(), nn.Linear(hidden_dim, out_dim))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear(x) + self.network(x)
+
+
 class VAE(nn.Module):
     """Encoder and decoder around a diagonal Gaussian over z.
 
@@ -60,13 +72,12 @@ class VAE(nn.Module):
         self.z_dim = z_dim
         self.encoder = nn.Sequential(
             nn.Conv2d(48, 64, 3, padding=1), nn.ReLU(),
-            nn.Conv2d(64, 128, 4, stride=2, padding=1), nn.ReLU(),
-            nn.Conv2d(128, 256, 4, stride=2, padding=1), nn.ReLU(),
-            nn.Flatten(),
-            nn.Linear(256 * 4 * 4, 2 * z_dim),
+            nn.Conv2d(64, 128, 2, stride=2), nn.ReLU(),
+            nn.Conv2d(128, 256, 2, stride=2), nn.ReLU(), nn.Flatten(),
+            Bridge(256 * 4 * 4, 2 * z_dim),
         )  # fmt: skip
         self.decoder = nn.Sequential(
-            nn.Linear(z_dim, 256 * 4 * 4), nn.Unflatten(1, (256, 4, 4)), nn.ReLU(),
+            Bridge(z_dim, 256 * 4 * 4), nn.Unflatten(1, (256, 4, 4)), nn.ReLU(),
             nn.Conv2d(256, 64 * 4, 3, padding=1), nn.PixelShuffle(2), nn.ReLU(),
             nn.Conv2d(64, 64 * 4, 3, padding=1), nn.PixelShuffle(2), nn.ReLU(),
             nn.Conv2d(64, 48, 3, padding=1),
@@ -163,10 +174,13 @@ def episode_scenery(rollouts: Rollouts, rng: np.random.Generator, frames_per_epi
     return np.stack([np.median(rollouts.gather(index), axis=0).astype(np.uint8) for index in chosen])
 
 
-def train_vae(rollouts: Rollouts, config: VAEConfig, *, seed: int, directory: Path) -> VAE:
+def train_vae(
+    rollouts: Rollouts, config: VAEConfig, *, seed: int, directory: Path, start: VAE | None = None
+) -> VAE:
     """Train V on the frames of `rollouts`; resumes from `directory` and logs there.
 
-    A tenth of the sequences is held out; `scalars.jsonl` has its loss too.
+    A tenth of the sequences is held out; `scalars.jsonl` has its loss too. With `start`, training goes on from its
+    weights, against its background.
     """
     rng = np.random.default_rng(seed)
     torch.manual_seed(seed)
@@ -175,6 +189,8 @@ def train_vae(rollouts: Rollouts, config: VAEConfig, *, seed: int, directory: Pa
     scenery = torch.from_numpy(episode_scenery(rollouts, rng))
     episode = rollouts.episode.ravel()
     vae = VAE(config.z_dim, background)
+    if start is not None:
+        vae.load_state_dict(start.state_dict())
     train, test = (
         (sequences[:, None] * rollouts.length + np.arange(rollouts.length)).ravel() for sequences in rollouts.split()
     )
@@ -188,7 +204,7 @@ def train_vae(rollouts: Rollouts, config: VAEConfig, *, seed: int, directory: Pa
             return vae_loss(vae, frames, weights, beta)
 
     def update(step: int, rng: np.random.Generator) -> tuple[Tensor, dict[str, Tensor]]:
-        beta = config.beta * min(1.0, step / (WARM_UP * config.num_updates))
+        beta = config.beta * (1.0 if start else min(1.0, step / (WARM_UP * config.num_updates)))
         loss, parts = batch_loss(np.sort(rng.choice(train, config.batch_size)), beta)
         if not torch.isfinite(loss):
             raise StageError(f"V's loss became {loss.item()} at update {step}; lower vae.learning_rate")
@@ -213,11 +229,14 @@ def train_vae(rollouts: Rollouts, config: VAEConfig, *, seed: int, directory: Pa
 
 
 @torch.inference_mode()
-def encode_frames(vae: VAE, rollouts: Rollouts, batch_size: int = 512) -> tuple[np.ndarray, np.ndarray]:
-    """`mu` and `log_sigma` of every frame, float32 (num_sequences, length, z_dim)."""
-    mu, log_sigma = [], []
-    with Progress("encode", rollouts.num_frames, "frame") as progress:
-        for start in range(0, rollouts.num_frames, batch_size):
+def encode_frames(
+    vae: VAE, rollouts: Rollouts, batch_size: int = 512, old: tuple[np.ndarray, np.ndarray] | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """`mu` and `log_sigma` of every frame, float32 (num_sequences, length, z_dim); `old`: those of the first ones."""
+    known = old or (np.empty((0, vae.z_dim), np.float32),) * 2
+    mu, log_sigma = ([torch.from_numpy(part.reshape(-1, vae.z_dim))] for part in known)
+    with Progress("encode", rollouts.num_frames, "frame", start=len(mu[0])) as progress:
+        for start in range(len(mu[0]), rollouts.num_frames, batch_size):
             index = np.arange(start, min(start + batch_size, rollouts.num_frames))
             with training.fast_autocast():
                 posterior = vae.encode(rollouts.gather(index))
