@@ -102,7 +102,7 @@ def test_evolution_finds_the_rule(tmp_path, kind, task):
 @pytest.mark.parametrize("population_size", [2, 3, 16])
 def test_strategies_climb_a_known_hill(strategy, population_size):
     top = np.array([1.0, -0.5, 0.25, 0.0, 2.0])
-    search = strategy(5, population_size, 0.1, seed=3)
+    search = strategy(np.zeros(5), population_size, 0.1, seed=3)
     assert (search.mean == 0).all()
     for _ in range(200):
         candidates = search.ask()
@@ -115,7 +115,7 @@ def test_cma_es_learns_the_scales_of_an_ill_conditioned_hill_and_the_simple_stra
     scales = 10.0 ** np.arange(5)
     heights = {}
     for strategy in (CMAES, SimpleES):
-        search = strategy(5, 10, 0.3, seed=0)
+        search = strategy(np.zeros(5), 10, 0.3, seed=0)
         for _ in range(250):
             search.tell(-(scales * (search.ask() - 1) ** 2).sum(axis=1))
         heights[strategy] = (scales * (search.mean - 1) ** 2).sum()
@@ -163,7 +163,7 @@ def test_the_simple_strategy_against_its_definition():
 @pytest.mark.parametrize("strategy", [CMAES, SimpleES])
 def test_the_global_generator_is_neither_used_nor_moved(strategy):
     def run(disturb):
-        search = strategy(4, 6, 0.3, seed=11)
+        search = strategy(np.zeros(4), 6, 0.3, seed=11)
         for _ in range(10):
             if disturb:
                 np.random.rand()  # noqa: NPY002
