@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from wm_lib import checkpoints
+from wm_lib.drift import open_loop_error
 from wm_lib.errors import StageError
 from wm_lib.gates import (
     Gate,
@@ -18,7 +19,6 @@ from wm_lib.gates import (
     enough_episodes,
     frames_are_alive,
     nll_beats_copy_last,
-    open_loop_error,
     probe_error,
     report,
     require,

@@ -95,13 +95,6 @@ def _parser() -> argparse.ArgumentParser:
     score.add_argument("--episodes", type=int, default=100, metavar="N", help="episodes (default: 100)")
     score.add_argument("--sticky", type=float, default=0.0, metavar="P", help="Atari: sticky actions (default: 0)")
     score.add_argument("--random", action="store_true", help="measure random play instead of an agent")
-    for of_a_round in (collect, train, score):
-        of_a_round.add_argument(
-            "--rounds",
-            type=int,
-            metavar="N",
-            help="the last of N rounds, each going on with its agent's data (default: rounds.num_rounds of the budget)",
-        )
     course = command("course", _course, "Run all notebooks in order with papermill and make an index of them.")
     course.add_argument("--task", metavar="T", help="the task notebooks 02-06 look at; " + tasks)
     course.add_argument(
@@ -114,10 +107,22 @@ def _parser() -> argparse.ArgumentParser:
         help="another notebook parameter",
     )
     course.add_argument("--output", metavar="DIR", help="executed notebooks (default: build/course/<budget>)")
-    table = command("report", _table, "Print the scores of a run, agent beside random play, as a table.")
-    table.add_argument(
-        "--publish", action="store_true", help="copy them to assets/manifests and write README's table from there"
+    table = command(
+        "report",
+        _table,
+        "Print the scores of a run beside random play; with --task, how good the V, M and dreams of that task are.",
     )
+    table.add_argument("--task", metavar="T", help=f"measure the world model of this task; {tasks}")
+    table.add_argument(
+        "--publish", action="store_true", help="copy it to assets/manifests; scores go into README's table too"
+    )
+    for of_a_round in (collect, train, score, table):
+        of_a_round.add_argument(
+            "--rounds",
+            type=int,
+            metavar="N",
+            help="the last of N rounds, each going on with its agent's data (default: rounds.num_rounds of the budget)",
+        )
     speed = command("bench", _bench, "Measure how fast the parts are, beside plain ways of doing the same work.")
     speed.add_argument("names", nargs="*", metavar="NAME", help=f"{' | '.join(bench.BENCHES)} (default: all)")
     speed.add_argument("--task", metavar="T", help=f"{tasks} (default: car-racing; dream_step: the worst of all)")
@@ -227,6 +232,9 @@ def _course(args: argparse.Namespace) -> None:
 
 
 def _table(args: argparse.Namespace) -> None:
+    if args.task:
+        _world_model(args)
+        return
     folder = resolve_run_dir(args.run_dir, args.budget)
     manifests = report.find_manifests(folder)
     if not manifests:
@@ -235,6 +243,17 @@ def _table(args: argparse.Namespace) -> None:
         manifests = report.publish(folder, project_root())
     print(report.results_table(manifests))
     _report(args, {"manifests": manifests})
+
+
+def _world_model(args: argparse.Namespace) -> None:
+    from wm_lib import examine
+
+    args.force = True  # nothing is built on what is only looked at
+    found = examine.examine(_open(args))
+    if args.publish:
+        checkpoints.write_json(examine.shipped_path(project_root(), found["task"]), found)
+    print(examine.tables(found))
+    _report(args, found)
 
 
 def _bench(args: argparse.Namespace) -> None:

@@ -14,8 +14,10 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from wm_lib.drift import HORIZONS, open_loop_error
 from wm_lib.errors import StageError
 from wm_lib.models.world_model import WorldModel
+from wm_lib.report import aligned
 from wm_lib.rollouts import Rollouts
 
 COLUMNS = ("gate", "", "measured", "expected")
@@ -195,7 +197,7 @@ def drift_bounded(
     latents: Mapping[str, np.ndarray],
     *,
     sequences: np.ndarray | None = None,
-    horizons: Sequence[int] = (1, 5, 15, 50),
+    horizons: Sequence[int] = HORIZONS,
     max_ratio: float = 1.5,
 ) -> Gate:
     """A dream stays where real data lies, however little it still knows of what will happen.
@@ -218,69 +220,10 @@ def drift_bounded(
     )
 
 
-def open_loop_error(
-    world_model: WorldModel,
-    latents: Mapping[str, np.ndarray],
-    *,
-    sequences: np.ndarray | None = None,
-    horizons: Sequence[int] = (1, 5, 15, 50),
-    num_starts: int = 128,
-    warm_up: int = 32,
-    seed: int = 0,
-) -> dict[str, float]:
-    """How far a dream has strayed after k steps that were dreamt, with the actions that were really taken.
-
-    The memory reads up to `warm_up` real steps; then the dream goes on alone, at temperature 0: always its
-    likeliest future.
-
-    Args:
-        world_model: V and M; only the memory is used.
-        latents: `mu`, `action` and `first`, see `wm_lib.models.latents`.
-        sequences: Indices of the sequences to look at, best those held out; all if None.
-        horizons: The numbers k of dreamt steps.
-        num_starts: Dreams for each horizon, from random moments after which the episode goes on for as long.
-        warm_up: Real steps read before.
-        seed: Seed of the moments.
-
-    Returns:
-        `error_k` of the dream and `copy_k` of staying at the last real z, for each k that an episode is long enough
-        for: roots of mean squares, per dimension of z; infinite if the dream is not finite. `spread`: the same
-        of answering the mean of all these sequences.
-    """
-    index = np.arange(len(latents["mu"])) if sequences is None else np.asarray(sequences)
-    mu, action = latents["mu"][index].astype(np.float32), latents["action"][index].astype(np.int64)
-    first = np.array(latents["first"][index], bool)
-    first[:, 0] = True
-    episode = first.cumsum(1)
-    found = {"spread": _rms(mu - mu.mean((0, 1), dtype=np.float64))}
-    for k in sorted(horizons):
-        moments = np.argwhere(episode[:, k:] == episode[:, : max(0, mu.shape[1] - k)])
-        if not len(moments):
-            continue
-        # A generator for each k: a horizon's figure does not depend on which others are asked for.
-        rng = np.random.default_rng([seed, k])
-        row, start = moments[rng.choice(len(moments), min(num_starts, len(moments)), replace=False)].T
-        h = world_model.initial_state(len(row))
-        for back in range(min(warm_up, start.max()), 0, -1):
-            t = np.maximum(start - back, 0)
-            read = (start >= back) & (episode[row, t] == episode[row, start])
-            h = np.where(read[:, None], world_model.step(mu[row, t], action[row, t], h), h)
-        z, dream = mu[row, start], np.random.default_rng(seed)
-        with np.errstate(all="ignore"):  # a dream may explode; that is what we want to know
-            for step in range(k):
-                z, _, _, h = world_model.imagine(z, action[row, start + step], h, 0.0, dream)
-        goal = mu[row, start + k]
-        found |= {f"error_{k}": _rms(z - goal), f"copy_{k}": _rms(mu[row, start] - goal)}
-    return found
-
-
 def report(gates: Sequence[Gate]) -> str:
     """The gates as a Markdown table, aligned so that it reads well as plain text too, with the advice under it."""
     rows = [COLUMNS] + [(g.name, "ok" if g.passed else "FAILED", g.measured, g.expected) for g in gates]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(COLUMNS))]
-    lines = ["| " + " | ".join(map(str.ljust, row, widths)) + " |" for row in rows]
-    lines.insert(1, "|" + "|".join("-" * (width + 2) for width in widths) + "|")
-    return "\n".join(lines + [f"{gate.name}: {gate.advice}" for gate in gates if not gate.passed])
+    return "\n".join([aligned(rows), *(f"{gate.name}: {gate.advice}" for gate in gates if not gate.passed)])
 
 
 def require(gates: Sequence[Gate]) -> None:
@@ -301,10 +244,3 @@ def require(gates: Sequence[Gate]) -> None:
 
 def _finite(value: float) -> float | None:
     return float(value) if math.isfinite(value) else None
-
-
-def _rms(difference: np.ndarray) -> float:
-    """Root of the mean square; infinite for what is not finite."""
-    with np.errstate(all="ignore"):
-        value = float(np.sqrt(np.square(difference.astype(np.float64)).mean()))
-    return value if math.isfinite(value) else math.inf

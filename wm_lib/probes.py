@@ -12,6 +12,7 @@ MLP reads is there, but hidden; and what neither reads better than the mean of t
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any, Literal
 
 import numpy as np
@@ -21,6 +22,9 @@ from wm_lib.models.world_model import WorldModel
 from wm_lib.rollouts import Policy
 from wm_lib.seeding import derive_seed
 from wm_lib.tasks import FRAME_SIZE, Task
+
+Reader = Callable[[np.ndarray], np.ndarray]
+"""What a probe has learnt: features (m, F) -> values (m, K)."""
 
 # Name -> axis (0: x, columns; 1: y, rows), RAM cell, and what to add for the centre of the object in native pixels
 # (160 x 210), measured on the emulator's own picture. A paddle of Pong moves half a native pixel around it.
@@ -133,7 +137,8 @@ def play(
 
     Returns:
         Arrays (num_envs, num_decisions, ...): `z`; `features` (what C sees at z: z, the z before, and h, which has
-        not read z yet); `values` and `visible`, K columns as in `names`; and `episode`, int64, its number.
+        not read z yet); `action`, chosen there; `values` and `visible`, K columns as in `names`; and `episode`,
+        int64, its number.
 
     Raises:
         UsageError: More than one environment of CarRacing, or one whose `info` has no truth.
@@ -151,7 +156,9 @@ def play(
             raise UsageError(f"this environment of {task.name} says nothing about its state; use another backend")
         return found
 
-    rows: dict[str, list[np.ndarray]] = {name: [] for name in ("z", "features", "values", "visible", "episode")}
+    rows: dict[str, list[np.ndarray]] = {
+        name: [] for name in ("z", "features", "action", "values", "visible", "episode")
+    }
     try:
         obs, info = env.reset()
         values, visible = truth(info)
@@ -161,10 +168,10 @@ def play(
             episode[first] = episode.max() + 1 + np.arange(first.sum())
             h = np.where(first[:, None], np.float32(0), h)
             z = world_model.encode(obs)
-            now = (z, world_model.features(z, h), values, visible, episode.copy())
+            action = policy(obs, first)
+            now = (z, world_model.features(z, h), action, values, visible, episode.copy())
             for row, array in zip(rows.values(), now, strict=True):
                 row.append(array)
-            action = policy(obs, first)
             h = world_model.step(z, action, h)
             obs, _, terminated, truncated, info = env.step(action)
             values, visible = truth(info)
@@ -207,6 +214,41 @@ def split_episodes(episode: np.ndarray, seed: int = 0) -> np.ndarray:
     return np.isin(episode, shuffled[: max(1, round(_TEST_SHARE * len(numbers)))])
 
 
+def learn(
+    features: np.ndarray,
+    values: np.ndarray,
+    known: np.ndarray,
+    *,
+    kind: Literal["linear", "mlp"] = "linear",
+    seed: int = 0,
+) -> Reader:
+    """A probe: a function from features (m, F) to values (m, K).
+
+    Args:
+        features: (n, F), for example z, or what C sees.
+        values: (n, K).
+        known: bool (n, K), the values to learn from; of a column without any, what is read means nothing.
+        kind: "linear" (ridge regression) or "mlp" (two hidden layers of 128; needs torch).
+        seed: Seed of the MLP.
+
+    Raises:
+        UsageError: Another kind.
+    """
+    if kind not in ("linear", "mlp"):
+        raise UsageError(f"unknown probe '{kind}'; choose linear or mlp")
+    centre, width = features.mean(0), np.maximum(features.std(0), _MIN_STD)
+    mean, std = np.zeros(values.shape[1]), np.ones(values.shape[1])
+    for k in np.flatnonzero(known.any(0)):
+        mean[k], std[k] = values[known[:, k], k].mean(), values[known[:, k], k].std() or 1.0
+
+    def standard(new: np.ndarray) -> np.ndarray:
+        return np.clip((new - centre) / width, -10, 10)
+
+    x, y = standard(features), (values - mean) / std
+    read = _fit_linear(x, y, known) if kind == "linear" else _fit_mlp(x, y, known, seed)
+    return lambda new: read(standard(new)) * std + mean
+
+
 def probe(
     features: np.ndarray,
     values: np.ndarray,
@@ -237,22 +279,15 @@ def probe(
     Raises:
         UsageError: Another kind, or fewer than two episodes.
     """
-    if kind not in ("linear", "mlp"):
-        raise UsageError(f"unknown probe '{kind}'; choose linear or mlp")
     test = split_episodes(episode, seed).ravel()
     x = features.reshape(test.size, -1).astype(np.float64)
     y = values.reshape(test.size, -1).astype(np.float64)
     seen = visible.reshape(y.shape)
     columns = tuple(str(k) for k in range(y.shape[1])) if columns is None else columns
-    x = np.clip((x - x[~test].mean(0)) / np.maximum(x[~test].std(0), _MIN_STD), -10, 10)
     enough = (seen[~test].sum(0) >= _MIN_ROWS) & (seen[test].sum(0) >= _MIN_ROWS)
-    learn = seen & ~test[:, None]
-    mean, std = np.zeros(y.shape[1]), np.ones(y.shape[1])
-    for k in np.flatnonzero(enough):
-        mean[k], std[k] = y[learn[:, k], k].mean(), y[learn[:, k], k].std() or 1.0
-    y_standard, rows = (y - mean) / std, learn & enough
-    predicted = _fit_linear(x, y_standard, rows) if kind == "linear" else _fit_mlp(x, y_standard, rows, seed)
-    predicted = predicted * std + mean
+    read = learn(x[~test], y[~test], seen[~test] & enough, kind=kind, seed=seed)
+    predicted = read(x)
+    mean = np.array([y[~test & seen[:, k], k].mean() if enough[k] else 0.0 for k in range(y.shape[1])])
 
     results: dict[str, dict[str, float | None]] = {}
     for k, name in enumerate(columns):
@@ -294,30 +329,27 @@ def _lander(state: np.ndarray, task: Task) -> tuple[np.ndarray, ...]:
     )
 
 
-def _fit_linear(x: np.ndarray, y: np.ndarray, learn: np.ndarray) -> np.ndarray:
-    """Ridge regression of every column of y on x from the rows in `learn`; its answers for all rows."""
-    predicted = np.zeros_like(y)
-    for k in np.flatnonzero(learn.any(0)):
-        rows = x[learn[:, k]]
-        centre = rows.mean(0)
-        rows = rows - centre
+def _fit_linear(x: np.ndarray, y: np.ndarray, known: np.ndarray) -> Reader:
+    """Ridge regression of every column of y on x from the rows where it is known."""
+    centre, weights = np.zeros((y.shape[1], x.shape[1])), np.zeros((y.shape[1], x.shape[1]))
+    for k in np.flatnonzero(known.any(0)):
+        rows = x[known[:, k]]
+        centre[k] = rows.mean(0)
+        rows = rows - centre[k]
         square = rows.T @ rows + _RIDGE * len(rows) * np.eye(x.shape[1])
         # y has mean 0 on these very rows, so there is no intercept.
-        predicted[:, k] = (x - centre) @ np.linalg.solve(square, rows.T @ y[learn[:, k], k])
-    return predicted
+        weights[k] = np.linalg.solve(square, rows.T @ y[known[:, k], k])
+    return lambda new: new @ weights.T - (centre * weights).sum(1)
 
 
-def _fit_mlp(x: np.ndarray, y: np.ndarray, learn: np.ndarray, seed: int) -> np.ndarray:
+def _fit_mlp(x: np.ndarray, y: np.ndarray, known: np.ndarray, seed: int) -> Reader:
     """The same with one small network for all columns."""
     import torch
     from torch import nn
 
-    rows = np.flatnonzero(learn.any(1))
-    predicted = np.zeros_like(y)
-    if not len(rows):
-        return predicted
+    rows = np.flatnonzero(known.any(1))
     rng = np.random.default_rng(derive_seed(seed, "probe"))
-    inputs, targets, counts = (torch.from_numpy(a.astype(np.float32)) for a in (x, np.where(learn, y, 0), learn))
+    inputs, targets, counts = (torch.from_numpy(a.astype(np.float32)) for a in (x, np.where(known, y, 0), known))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed(seed, "probe"))
         net = nn.Sequential(
@@ -326,7 +358,7 @@ def _fit_mlp(x: np.ndarray, y: np.ndarray, learn: np.ndarray, seed: int) -> np.n
             nn.Linear(_HIDDEN, y.shape[1]),
         )  # fmt: skip
     optimiser = torch.optim.AdamW(net.parameters(), weight_decay=_WEIGHT_DECAY)
-    for step in range(_UPDATES):
+    for step in range(_UPDATES if len(rows) else 0):
         optimiser.param_groups[0]["lr"] = _LEARNING_RATE * (1 - step / _UPDATES)
         batch = torch.from_numpy(rng.choice(rows, _BATCH))
         error = (net(inputs[batch]) - targets[batch]) * counts[batch]
@@ -334,5 +366,9 @@ def _fit_mlp(x: np.ndarray, y: np.ndarray, learn: np.ndarray, seed: int) -> np.n
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
-    with torch.no_grad():
-        return net(inputs).numpy().astype(np.float64)
+
+    @torch.no_grad()
+    def read(new: np.ndarray) -> np.ndarray:
+        return net(torch.from_numpy(new.astype(np.float32))).numpy().astype(np.float64)
+
+    return read

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -61,12 +62,14 @@ def results_rows(manifests: list[dict[str, Any]]) -> list[tuple[str, ...]]:
 
 
 def results_table(manifests: list[dict[str, Any]]) -> str:
-    """The rows as a Markdown table, aligned so that it reads well as plain text too."""
-    rows = [COLUMNS, *results_rows(manifests)]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(COLUMNS))]
-    lines = [
-        "| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |" for row in rows
-    ]
+    """The rows as a Markdown table."""
+    return aligned([COLUMNS, *results_rows(manifests)])
+
+
+def aligned(rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table of these rows, the head first, aligned so that it reads well as plain text too."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = ["| " + " | ".join(map(str.ljust, row, widths)) + " |" for row in rows]
     lines.insert(1, "|" + "|".join("-" * (width + 2) for width in widths) + "|")
     return "\n".join(lines)
 

@@ -7,8 +7,9 @@ Graves (2013).
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -257,24 +258,40 @@ def train_mdn_rnn(
 
 
 @torch.inference_mode()
-def evaluate_mdn_rnn(model: MDNRNN, latents: Latents, sequences: np.ndarray, seed: int = 0) -> dict[str, float]:
+def evaluate_mdn_rnn(
+    model: MDNRNN,
+    latents: Latents,
+    sequences: np.ndarray,
+    seed: int = 0,
+    rivals: Mapping[str, Callable[[Batch], MDNOutput]] | None = None,
+) -> dict[str, Any]:
     """How well M predicts whole sequences it was not trained on, beside guessing that nothing changes.
 
     Args:
         latents: What `train_mdn_rnn` takes.
         sequences: Indices of the sequences to predict; the copying baseline is fitted to all others.
         seed: Seed of the noise in z.
+        rivals: Other predictions of the next z, by name.
 
     Returns:
-        `nll` of M and `copy_last_nll` of a Gaussian around z_t, in nats per step; `reward_mse` and
-        `reward_variance` (what guessing the mean scores) in squared units of the reward; `done_nll` in nats
-        per step; `num_steps`.
+        `nll` of M, `copy_last_nll` of a Gaussian around z_t and `<name>_nll` of each rival, in nats per step;
+        `reward_mse` and `reward_variance` (what guessing the mean scores) in squared units of the reward; `done_nll`
+        and `done_entropy` (what guessing the share of ends scores) in nats per step; `num_steps`; `reward_calibration`
+        and `done_calibration`, what M said and what came, see `calibration`.
     """
     sequences = np.asarray(sequences)
     others = np.setdiff1d(np.arange(len(latents["mu"])), sequences)
     change = torch.from_numpy(log_change(latents, others if len(others) else sequences))
     rng = np.random.default_rng(seed)
-    parts: dict[str, list[Tensor]] = {key: [] for key in ("nll", "copy_last", "error", "reward", "done")}
+
+    def copy_last(batch: Batch) -> MDNOutput:
+        mu = batch.z[..., None]
+        return MDNOutput(torch.zeros_like(mu), mu, change[:, None].expand_as(mu))
+
+    predictors = {"copy_last": copy_last, **(rivals or {})}
+    parts: dict[str, list[Tensor]] = {
+        key: [] for key in ("nll", *predictors, "guess", "reward", "end", "ended", "done")
+    }
     for start in range(0, len(sequences), EVALUATED_AT_ONCE):
         chunk = sequences[start : start + EVALUATED_AT_ONCE, None]
         streams = [Stream(latents, sequence) for sequence in chunk]
@@ -283,23 +300,45 @@ def evaluate_mdn_rnn(model: MDNRNN, latents: Latents, sequences: np.ndarray, see
             row[: len(stream.rows)] = stream.rows
         batch = streams[0].batch(rows, rng)
         output, reward, logit, _ = model(batch.z, batch.action, border=batch.border)
-        mu = batch.z[..., None]
-        copy = MDNOutput(torch.zeros_like(mu), mu, change[:, None].expand_as(mu))
         entropy = F.binary_cross_entropy_with_logits(logit, batch.terminated, reduction="none")
         parts["nll"].append(mdn_nll(*output, batch.z_next)[batch.has_next])
-        parts["copy_last"].append(mdn_nll(*copy, batch.z_next)[batch.has_next])
-        parts["error"].append((reward - batch.reward)[~batch.border])
-        parts["reward"].append(batch.reward[~batch.border])
-        parts["done"].append(entropy[~batch.border])
+        for name, predict in predictors.items():
+            parts[name].append(mdn_nll(*predict(batch), batch.z_next)[batch.has_next])
+        steps = {"guess": reward, "reward": batch.reward, "end": logit, "ended": batch.terminated, "done": entropy}
+        for name, values in steps.items():
+            parts[name].append(values[~batch.border])
     whole = {key: torch.cat(values) for key, values in parts.items()}
+    share = whole["ended"].mean()
+    guess, came = whole["guess"].numpy(), whole["reward"].numpy()
     return {
         "nll": float(whole["nll"].mean()),
-        "copy_last_nll": float(whole["copy_last"].mean()),
-        "reward_mse": float(whole["error"].square().mean()),
-        "reward_variance": float(whole["reward"].var(correction=0)),
+        **{f"{name}_nll": float(whole[name].mean()) for name in predictors},
+        "reward_mse": float(np.square(guess - came).mean()),
+        "reward_variance": float(came.var()),
         "done_nll": float(whole["done"].mean()),
-        "num_steps": len(whole["reward"]),
+        "done_entropy": float(F.binary_cross_entropy(share, share)),
+        "num_steps": len(came),
+        "reward_calibration": calibration(guess, came),
+        "done_calibration": calibration(whole["end"].sigmoid().numpy(), whole["ended"].numpy()),
     }
+
+
+def calibration(said: np.ndarray, came: np.ndarray, num_groups: int = 10) -> list[list[float]]:
+    """What was said beside what came: of an honest forecast, the two agree in every group.
+
+    Args:
+        said: Predictions (n,).
+        came: What then happened (n,).
+        num_groups: Groups of equal size, by what was said. The last one is split three times more, since ends
+            and rewards are rare.
+
+    Returns:
+        For each group the mean of what was said, of what came, and its size; fewer groups where there are few steps.
+    """
+    order = np.argsort(said, kind="stable")
+    shares = [*(np.arange(1, num_groups) / num_groups), *(1 - 1 / num_groups / 4 ** np.arange(1, 4))]
+    groups = np.split(order, np.unique((np.array(shares) * len(order)).astype(int)))
+    return [[float(said[g].mean()), float(came[g].mean()), len(g)] for g in groups if len(g)]
 
 
 def save_mdn_rnn(path: Path, model: MDNRNN, meta: dict) -> str:

@@ -1,0 +1,283 @@
+"""How good are the eyes, the memory and the dreams of a run? What `wm report --task` measures, prints and keeps.
+
+Everything is measured on play that neither V nor M was trained on: the held-out sequences, and new games in which the
+environment lets out the truth.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from wm_lib import checkpoints, drift, probes, provenance, rollouts
+from wm_lib.control.agent import Agent
+from wm_lib.errors import StageError
+from wm_lib.events import read_scalars
+from wm_lib.folders import project_root
+from wm_lib.report import aligned
+
+if TYPE_CHECKING:
+    from wm_lib.models.neural import NeuralWorldModel
+    from wm_lib.pipeline import Pipeline
+
+VERSION = 1  # raise it when what is measured changes
+PROBE_ENVS = 8
+Truth = dict[str, np.ndarray]
+
+
+def examine(run: Pipeline) -> dict[str, Any]:
+    """Measure a run that has its M; with C too, its own play and its dreams are judged as well. Kept until it changes.
+
+    Returns:
+        `eyes`, `memory` and `dream` (None without C), see `eyes`, `memory` and `dreams.dream_against_reality`; and what
+        it was measured on.
+
+    Raises:
+        StageError: M has not been made.
+    """
+    stages = ("latents", "mdn_rnn", "controller")
+    keys = {stage: run.facts(stage)["key"] for stage in stages if stage != "controller" or has_controller(run)}
+    made_from = {"version": VERSION, "stages": keys, "probe_decisions": run.config.gates.probe_decisions}
+    path = run.directory / "examination.json"
+    try:
+        found = checkpoints.read_json(path)
+        if found["made_from"] == made_from:
+            return found
+    except (StageError, KeyError, TypeError):  # none yet, or damaged
+        pass
+    truths = play_with_truth(run)
+    dream = None
+    if has_controller(run):
+        from wm_lib.dreams import dream_against_reality
+
+        dream = dream_against_reality(run)
+    found = {
+        "schema": 1,
+        "task": run.task.name,
+        "rounds": run.round,
+        "seed": run.seed,
+        "made_from": made_from,
+        "eyes": eyes(run, truths),
+        "memory": memory(run, truths),
+        "dream": dream,
+        "config": run.config.to_dict(),
+        "machine": provenance.machine(),
+        "versions": provenance.versions(),
+        "commit": provenance.commit(),
+    }
+    checkpoints.write_json(path, found)
+    return found
+
+
+def has_controller(run: Pipeline) -> bool:
+    """Whether C of this round is there."""
+    return (run.directory / "controller" / "stage.json").exists()
+
+
+def play_with_truth(run: Pipeline) -> dict[str, Truth]:
+    """New games of `random` play and, where one is trained, of the `agent`: what `probes.play` returns of each."""
+    decisions, task = run.config.gates.probe_decisions, run.task
+    if not decisions:
+        return {}
+    num_envs = 1 if task.name == "car-racing" else PROBE_ENVS
+    policies: dict[str, rollouts.Policy] = {"random": rollouts.StickyRandom(task.num_actions, num_envs, run.seed)}
+    player = run if has_controller(run) else run.previous
+    if player is not None:
+        rngs = np.random.default_rng(run.seed).spawn(num_envs)
+        policies["agent"] = Agent(player.world_model(), player.controller(), num_envs, rngs)
+    model = run.world_model()
+    return {name: probes.play(task, model, policy, num_envs, decisions, run.seed) for name, policy in policies.items()}
+
+
+def eyes(run: Pipeline, truths: dict[str, Truth]) -> dict[str, Any]:
+    """V: size, held-out loss, active units, and what probes read from z and, of velocities, from what C sees.
+
+    Returns:
+        `num_params`, `num_frames`, `held_out_error`, `held_out_kl`, `active_units`, `z_dim`; and `probes`, by player:
+        `linear` and `mlp` (from z) and `velocity` (a linear probe of C's features, per decision), see `probes.probe`.
+    """
+    from wm_lib.models.vae import active_units
+
+    mu = run.latents()["mu"]
+    scalars = read_scalars(run.directory / "vae")
+    shown, found = probes.frame_names(run.task), {}
+    columns = [probes.names(run.task).index(name) for name in shown]
+    for who, truth in truths.items():
+        values, visible = truth["values"][..., columns], truth["visible"][..., columns]
+        found[who] = {
+            kind: probes.probe(truth["z"], values, visible, truth["episode"], shown, kind=kind, seed=run.seed)
+            for kind in ("linear", "mlp")
+        }
+        change, known = probes.changes(values, visible, truth["episode"])
+        found[who]["velocity"] = probes.probe(truth["features"], change, known, truth["episode"], shown, seed=run.seed)
+    return {
+        "num_params": run.facts("vae")["facts"]["num_params"],
+        "num_frames": mu[..., 0].size,
+        **{name: float(scalars[name][1][-1]) for name in ("held_out_error", "held_out_kl") if name in scalars},
+        "active_units": active_units(mu),
+        "z_dim": mu.shape[-1],
+        "probes": found,
+    }
+
+
+def memory(run: Pipeline, truths: dict[str, Truth]) -> dict[str, Any]:
+    """M: surprise beside simpler guesses, reward and end, and how its dreams stray.
+
+    Returns:
+        What `evaluate_mdn_rnn` says, with `linear` and `single_gaussian` (the same M, trained alike, with one
+        Gaussian) among its rivals; `drift`, see `drift_in_pixels`; `position_drift`, see `drift_of_positions`.
+    """
+    import torch
+
+    from wm_lib.models import latents as latent_data
+    from wm_lib.models import mdn_rnn
+
+    latents, config, num_actions = run.latents(), run.config.mdnrnn, run.task.num_actions
+    train, held_out = rollouts.split_sequences(len(latents["mu"]))
+    weights, log_sigma = map(torch.from_numpy, latent_data.linear_prediction(latents, train, num_actions, run.seed))
+
+    def linear(batch: latent_data.Batch) -> mdn_rnn.MDNOutput:
+        action = torch.nn.functional.one_hot(batch.action, num_actions).float()
+        mu = (torch.cat([batch.z, action], dim=-1) @ weights)[..., None]
+        return mdn_rnn.MDNOutput(torch.zeros_like(mu), mu, log_sigma[:, None].expand_as(mu))
+
+    settings = config.model_copy(update={"num_mixtures": 1, "num_updates": config.num_updates * run.round})
+    single = mdn_rnn.train_mdn_rnn(
+        latents, settings, num_actions=num_actions, seed=run.seed, directory=run.directory / "single_gaussian"
+    )
+    rivals = {"linear": linear, "single_gaussian": lambda batch: single(batch.z, batch.action, border=batch.border)[0]}
+    world_model = run.world_model()
+    return {
+        **mdn_rnn.evaluate_mdn_rnn(world_model.mdn_rnn, latents, held_out, rivals=rivals),
+        "drift": drift_in_pixels(run, world_model, latents, held_out),
+        "position_drift": {who: drift_of_positions(run, world_model, truth) for who, truth in truths.items()},
+    }
+
+
+def drift_in_pixels(
+    run: Pipeline, world_model: NeuralWorldModel, latents: dict[str, np.ndarray], held_out: np.ndarray
+) -> dict[str, dict[str, float]]:
+    """Open loop on held-out sequences, drawn by V.
+
+    Returns:
+        For each number of steps k: `z`, `z_copy` and `spread` as in `drift.open_loop_error`; and `pixels`, the mean
+        error of what V draws (of 255) where the real frame differs from its episode's scenery, with `pixels_copy` of
+        the last real z instead and `pixels_seen` of the real z, which V could do at best.
+    """
+    from wm_lib.models import vae
+
+    data = run.rollouts()
+    scenery, episode = vae.episode_scenery(data, np.random.default_rng(run.seed)), data.episode
+    mu = latents["mu"][held_out]
+    strayed = drift.open_loop_error(world_model, latents, sequences=held_out, seed=run.seed)
+    found: dict[str, dict[str, float]] = {}
+    for k in drift.HORIZONS:
+        row, start, dreamt = drift.dream_along(
+            world_model, mu, latents["action"][held_out], latents["first"][held_out], k, seed=run.seed
+        )
+        if not len(row):
+            continue
+        frames = data.gather(held_out[row] * data.length + start + k).astype(int)
+        moving = np.abs(frames - scenery[episode[held_out[row], start]]).max(-1) > vae.FOREGROUND_THRESHOLD
+        drawn = {"pixels": dreamt, "pixels_copy": mu[row, start], "pixels_seen": mu[row, start + k]}
+        found[str(k)] = {"z": strayed[f"error_{k}"], "z_copy": strayed[f"copy_{k}"], "spread": strayed["spread"]} | {
+            name: float(np.abs(frames - world_model.decode(z)).mean(-1)[moving].mean()) for name, z in drawn.items()
+        }
+    return found
+
+
+def drift_of_positions(run: Pipeline, world_model: NeuralWorldModel, truth: Truth) -> dict[str, dict[str, float]]:
+    """Where does the dream think the ball is? Median errors, in pixels, on episodes the probe has not learnt from.
+
+    Returns:
+        For each number of steps k and position: `<name>` of the dream, `<name>_copy` of the last real z and
+        `<name>_seen` of the real z; only where the object is in sight at the end.
+    """
+    wanted = [name for name in probes.frame_names(run.task) if name.endswith(("_x", "_y", "_offset"))]
+    columns = [probes.names(run.task).index(name) for name in wanted]
+    z, action, episode = truth["z"], truth["action"], truth["episode"]
+    values, visible = truth["values"][..., columns], truth["visible"][..., columns]
+    test = probes.split_episodes(episode, run.seed)
+    read = probes.learn(z[~test], values[~test].astype(float), visible[~test], kind="mlp", seed=run.seed)
+    first = np.ones_like(test)
+    first[:, 1:] = episode[:, 1:] != episode[:, :-1]
+    found: dict[str, dict[str, float]] = {}
+    for k in drift.HORIZONS:
+        row, start, dreamt = drift.dream_along(
+            world_model, z, action, first, k, where=test, num_starts=512, seed=run.seed
+        )
+        errors: dict[str, float] = {}
+        for suffix, seen in {"": dreamt, "_copy": z[row, start], "_seen": z[row, start + k]}.items():
+            error = np.abs(read(seen) - values[row, start + k])
+            for column, name in enumerate(wanted):
+                in_sight = visible[row, start + k, column]
+                if in_sight.any():
+                    errors[name + suffix] = float(np.median(error[in_sight, column]))
+        if errors:
+            found[str(k)] = errors
+    return found
+
+
+def tables(found: dict[str, Any]) -> str:
+    """What `examine` returned, as Markdown tables that read well as plain text too."""
+    seen, kept, asleep = found["eyes"], found["memory"], found["dream"]
+    frames = f"{seen['num_frames']:,} frames, {seen['num_params']:,} weights"
+    parts = [
+        f"V of {found['task']}: {frames}, {seen['active_units']} of {seen['z_dim']} latent units active, "
+        f"held-out error {seen.get('held_out_error', float('nan')):.2f}"
+    ]
+    rows = [
+        (who, kind, name, *(_number(result[key]) for key in ("median_error", "mean_baseline_error", "r2")))
+        for who, kinds in seen["probes"].items()
+        for kind, results in kinds.items()
+        for name, result in results.items()
+    ]
+    if rows:
+        parts.append(aligned([("play", "probe", "quantity", "median error", "of the mean", "R²"), *rows]))
+    parts.append(f"M of {found['task']}: {kept['num_steps']:,} held-out steps")
+    guesses = {"copy the last z": "copy_last", "linear": "linear", "one Gaussian": "single_gaussian"}
+    rows = [("M", _number(kept["nll"])), *((name, _number(kept[f"{key}_nll"])) for name, key in guesses.items())]
+    parts.append(aligned([("prediction of the next z", "nats a step"), *rows]))
+    parts.append(
+        f"reward: squared error {kept['reward_mse']:.4g}, of the mean {kept['reward_variance']:.4g}; "
+        f"end: {kept['done_nll']:.5f} nats a step, of the usual share {kept['done_entropy']:.5f}"
+    )
+    names = ("z", "z_copy", "pixels", "pixels_copy", "pixels_seen")
+    rows = [(k, *(_number(row[name]) for name in names)) for k, row in kept["drift"].items()]
+    parts.append(aligned([("steps alone", "z", "copying", "pixels of 255", "copying", "V at best"), *rows]))
+    for who, by_steps in kept["position_drift"].items():
+        rows = [
+            (k, name, *(_number(row.get(name + suffix)) for suffix in ("", "_copy", "_seen")))
+            for k, row in by_steps.items()
+            for name in row
+            if not name.endswith(("_copy", "_seen"))
+        ]
+        parts.append(aligned([(f"steps alone ({who})", "where", "the dream", "copying", "V at best"), *rows]))
+    if asleep:
+        rows = [("awake", *(_number(asleep[who]["mean"]) for who in ("real", "real_random")), "")]
+        for temperature, result in asleep["dream"].items():
+            known = asleep["rank_correlation"][temperature]
+            rows.append((
+                f"asleep, temperature {temperature}", _number(result["mean"]),
+                _number(asleep["dream_random"][temperature]["mean"]), _number(known),
+            ))  # fmt: skip
+        head = (f"first {asleep['horizon']} decisions", "agent", "random play", "rank correlation")
+        parts.append(aligned([head, *rows]))
+    return "\n\n".join(parts)
+
+
+def shipped(task: str) -> dict[str, Any] | None:
+    """What a `full` run of this task showed, from `assets/manifests`; None if there is none."""
+    path = shipped_path(project_root(), task)
+    return checkpoints.read_json(path) if path.exists() else None
+
+
+def shipped_path(root: Path, task: str) -> Path:
+    """Where `wm report --task ... --publish` puts it."""
+    return root / "assets" / "manifests" / "world-models" / f"{task}.json"
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3g}" if abs(value) < 100 else f"{value:.0f}"
