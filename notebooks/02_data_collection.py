@@ -40,13 +40,14 @@ run_dir: str = "auto"  # folder of the run; auto is runs/BUDGET
 # %%
 import numpy as np
 
+from wm_lib import gates
 from wm_lib.course import plots
 from wm_lib.evaluation import evaluate, random_maker
 from wm_lib.pipeline import Pipeline
 from wm_lib.rollouts import StickyRandom
 from wm_lib.worlds.envs import make_env
 
-run = Pipeline.open(task, budget, run_dir, seed)
+run = Pipeline.open(task, budget, run_dir, seed, rounds=1)  # the first data, of random play
 rng = np.random.default_rng(seed)
 print(f"{run.task.name}: {run.directory}")
 
@@ -150,6 +151,20 @@ plots.bars(returns, "return", f"Random play in {run.task.name}, by seed")
 # %% [markdown]
 # **Explain.** An agent has learned something when its 95 % interval lies wholly above that of random play. Being above one lucky
 # episode is not enough.
+
+# %% [markdown]
+# ## Before you go on: the checklist
+# The course checks every stage before it builds on it; the *gates* stop a training that would only waste your evening. Here they are
+# for the data. Tick them off by eye first: are there pictures, do they change, and are there enough games to hold some back?
+#
+# **Predict.** Which one is the closest call?
+
+# %%
+print(gates.report(run.gates("collect")))
+
+# %% [markdown]
+# **Explain.** A renderer without a screen may give black frames without a word, and everything after it would train happily on nothing.
+# At budget smoke a failed gate is only reported; at laptop and full the training stops, and `--force` goes on, with a mark on every score.
 
 # %% [markdown]
 # ## Summary

@@ -44,6 +44,7 @@ import shutil
 import numpy as np
 import torch
 
+from wm_lib import examine, gates
 from wm_lib.course import plots
 from wm_lib.events import read_scalars
 from wm_lib.models import vae
@@ -190,6 +191,29 @@ plots.frame_rows({name: pictures[pick] for name, pictures in {"frame": frames, *
 # %% [markdown]
 # **Explain.** The plain VAE first learns the mean picture, because that is where most of its loss is. Look for the small moving
 # things in its row. On Pong or Breakout (`task = "pong"`) the difference is whether there is a ball at all.
+
+# %% [markdown]
+# ## Before you go on: the checklist
+# The course checks every stage before it builds on it; the *gates* stop a training that would only waste your evening. Here they are
+# for V. Tick them off by eye first: does V use its numbers, and is what you need to play still in them?
+#
+# **Predict.** Which one is the closest call?
+
+# %%
+print(gates.report(run.gates("latents")))
+
+# %% [markdown]
+# **Explain.** The *probe* is a small network that learns to read the position of ball or ship from *z* and is tested on games it has never
+# seen. What it cannot read, C cannot either. (Budget smoke does not probe, and CarRacing keeps its truth to itself.)
+
+# %% [markdown]
+# ## What a full run sees
+# The same questions, asked of V after a `full` training: what a linear probe and a small network read from *z*, on random play and on
+# the agent's own, in pixels of the 64 × 64 frame.
+
+# %%
+full = examine.shipped(run.task.name)
+print(examine.eyes_table(full) if full else f"no full run of {run.task.name} is published yet; wm report --task {run.task.name} measures yours")
 
 # %% [markdown]
 # ## Summary

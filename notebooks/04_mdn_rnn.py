@@ -41,6 +41,7 @@ run_dir: str = "auto"  # folder of the run; auto is runs/BUDGET
 # %%
 import numpy as np
 
+from wm_lib import examine, gates
 from wm_lib.course import plots
 from wm_lib.events import read_scalars
 from wm_lib.pipeline import Pipeline
@@ -173,6 +174,28 @@ figure
 # %% [markdown]
 # **Explain.** All dreams in a row start from the same moment and take the same actions. Where they differ, M says: this I do not know.
 # An agent trained in a bold dream cannot rely on luck; [notebook 06](06_dream.ipynb) uses that.
+
+# %% [markdown]
+# ## Before you go on: the checklist
+# The course checks every stage before it builds on it; the *gates* stop a training that would only waste your evening. Here they are
+# for M. Tick them off by eye first: does it beat copying, and do its dreams stay in the world?
+#
+# **Predict.** Which one is the closest call?
+
+# %%
+print(gates.report(run.gates("mdn_rnn")))
+
+# %% [markdown]
+# **Explain.** Both are low bars on purpose. A memory that fails them is broken; one that passes may still be poor.
+
+# %% [markdown]
+# ## What a full run remembers
+# After a `full` training, beside simpler predictions: copying, a linear one, and the same network with one Gaussian instead of five. Then
+# how far a dream strays: in *z*, in pixels, and in where it thinks the ball, the ship or the road is.
+
+# %%
+full = examine.shipped(run.task.name)
+print(examine.memory_table(full) if full else f"no full run of {run.task.name} is published yet; wm report --task {run.task.name} measures yours")
 
 # %% [markdown]
 # ## Summary

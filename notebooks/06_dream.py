@@ -42,10 +42,11 @@ import shutil
 
 import numpy as np
 
+from wm_lib import examine
 from wm_lib.control.agent import RandomAgent
 from wm_lib.control.evolution import play_once, train_evolution
 from wm_lib.course import plots
-from wm_lib.dreams import default_horizon, dream_against_reality
+from wm_lib.dreams import default_horizon, dream_against_reality, dreams_of
 from wm_lib.evaluation import agent_maker, evaluate, random_maker
 from wm_lib.events import read_scalars
 from wm_lib.pipeline import Pipeline
@@ -61,15 +62,13 @@ print(f"{run.task.name}: {run.directory}")
 
 # %%
 run.build("mdn_rnn")
-world_model, latents = run.world_model(), run.latents()
-start_z = latents["mu"][latents["first"]]
-horizon = default_horizon(run)
-print(f"dreams start from {len(start_z)} real moments and last at most {horizon} decisions")
+world_model, horizon = run.world_model(), default_horizon(run)
+print(f"dreams start from {int(run.latents()['first'].sum())} real moments and last at most {horizon} decisions")
 
 
 def dream(num_envs: int, seeds: list[int], temperature: float = 1.0) -> DreamVectorEnv:
-    """So many dreams side by side."""
-    return DreamVectorEnv(world_model, start_z, num_envs, horizon, temperature, run.task.num_actions, seeds[0])
+    """So many dreams side by side, from where real episodes began."""
+    return dreams_of(run, num_envs, horizon, temperature, seed=seeds[0])
 
 
 # %% [markdown]
@@ -162,6 +161,13 @@ for temperature, asleep in honest["dream"].items():
 # %% [markdown]
 # **Explain.** A dream that pays the trained controller no more than a random one has not understood what the reward is for. And a
 # dream whose ranking has nothing to do with reality's is no place to train in, however pretty its pictures.
+
+# %% [markdown]
+# And what a `full` training of this task showed:
+
+# %%
+full = examine.shipped(run.task.name)
+print(examine.dream_table(full) if full else f"no full run of {run.task.name} is published yet; wm report --task {run.task.name} measures yours")
 
 # %% [markdown]
 # ## Summary

@@ -37,8 +37,9 @@ class Walk:
         return h + 1
 
     def imagine(
-        self, z: np.ndarray, action: np.ndarray, h: np.ndarray, temperature: float, rng: np.random.Generator
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        self, z: np.ndarray, action: np.ndarray, h: np.ndarray, temperature: float, rng: np.random.Generator,
+        done_threshold: float | None = None,
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:  # fmt: skip
         noise = rng.normal(size=z.shape).astype(np.float32)
         z = z + action[:, None].astype(np.float32) + temperature * noise
         return z, 0.5 * action.astype(np.float32), z[:, 0] > 10, self.step(z, action, h)

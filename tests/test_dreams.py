@@ -7,6 +7,7 @@ from pathlib import Path
 import gymnasium
 import numpy as np
 import pytest
+import torch
 
 from wm_lib.dreams import default_horizon, dream_against_reality, make_dreams, spearman
 from wm_lib.errors import StageError, UsageError
@@ -74,6 +75,31 @@ def test_dreams_start_where_the_options_say(run: Pipeline, which: dict[str, obje
     anywhere = make_dreams(**which, starts="anywhere", temperature=0.3, horizon=7)
     assert len(anywhere.start_z) == latents["mu"].shape[0] * latents["mu"].shape[1] > len(starts)
     assert (anywhere.temperature, anywhere.horizon) == (0.3, 7)
+
+
+def test_a_threshold_decides_the_end_instead_of_a_draw(run: Pipeline, which: dict[str, object]) -> None:
+    never, at_once = (make_dreams(**which, num_envs=50, horizon=9, done_threshold=p) for p in (1.0, 0.0))
+    for dreams in (never, at_once):
+        dreams.reset()
+        _, _, terminated, _, _ = dreams.step(np.zeros(50, int))
+        assert terminated.all() == (dreams is at_once) and terminated.any() == (dreams is at_once)
+    # In between: exactly where M's own probability of the end is above it.
+    world_model = run.world_model()
+    z, action, h = (
+        never.start_z[:20],
+        np.arange(20) % run.task.num_actions,
+        world_model.initial_state(len(never.start_z[:20])),
+    )
+    action = action[: len(z)]
+    with torch.no_grad():
+        _, _, logit, _ = world_model.mdn_rnn(torch.from_numpy(z)[:, None], torch.from_numpy(action)[:, None])
+    probability = 1 / (1 + np.exp(-logit[:, 0].numpy().astype(float)))
+    threshold = float(np.sort(probability)[len(z) // 2 - 1 : len(z) // 2 + 1].mean())  # between two of them
+    ended = world_model.imagine(z, action, h, 1.0, np.random.default_rng(0), threshold)[2]
+    np.testing.assert_array_equal(ended, probability > threshold)
+    assert len(z) < 3 or ended.any() and not ended.all()
+    with pytest.raises(UsageError, match="done_threshold must be from 0 to 1, found 1.5"):
+        make_dreams(**which, done_threshold=1.5)
 
 
 def test_what_is_missing_or_wrong_is_said(which: dict[str, object], tmp_path: Path) -> None:

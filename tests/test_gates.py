@@ -197,8 +197,9 @@ class Swing:
         return np.concatenate([z, np.ones((len(z), 1))], 1).astype(np.float32)
 
     def imagine(
-        self, z: np.ndarray, action: np.ndarray, h: np.ndarray, temperature: float, rng: np.random.Generator
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        self, z: np.ndarray, action: np.ndarray, h: np.ndarray, temperature: float, rng: np.random.Generator,
+        done_threshold: float | None = None,
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:  # fmt: skip
         assert temperature == 0
         turn = np.array([[math.cos(0.4), math.sin(0.4)], [-math.sin(0.4), math.cos(0.4)]])
         push = 0.3 * (action[:, None] - 1) * np.array([1.0, 0.5])

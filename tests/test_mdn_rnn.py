@@ -15,10 +15,12 @@ from wm_lib.config import MDNRNNConfig
 from wm_lib.errors import StageError, UsageError
 from wm_lib.events import read_scalars
 from wm_lib.models import mdn_rnn, training
-from wm_lib.models.latents import Latents, Stream
+from wm_lib.models.latents import Batch, Latents, Stream, linear_prediction
 from wm_lib.models.mdn_rnn import (
     MDNRNN,
     MIN_LOG_SIGMA,
+    MDNOutput,
+    calibration,
     evaluate_mdn_rnn,
     load_mdn_rnn,
     mdn_nll,
@@ -378,6 +380,59 @@ def test_nan_is_refused_by_name(name: str, planted: Latents, tmp_path: Path) -> 
     latents[name][3, row] = np.nan
     with pytest.raises(StageError, match=rf"{name} of sequence 3, row {row} \(its episode 2\)"):
         train_mdn_rnn(latents, tiny(), num_actions=3, seed=0, directory=tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["constant", "huge", "huge and rare"])
+def test_degenerate_latents_leave_m_finite(kind: str, tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    mu = np.zeros((8, 60, 3), np.float32)
+    if kind == "huge":
+        mu = rng.normal(size=mu.shape).astype(np.float32) * 1e4
+    elif kind == "huge and rare":
+        mu = rng.normal(size=mu.shape).astype(np.float32)
+        mu[rng.random(mu.shape) < 0.01] *= 1e5
+    latents = make_latents(mu, log_sigma=-7)
+    model = train_mdn_rnn(latents, tiny(), num_actions=2, seed=0, directory=tmp_path)
+    assert all(torch.isfinite(p).all() for p in model.parameters())
+    result = evaluate_mdn_rnn(model, latents, np.array([1, 5]))
+    assert all(math.isfinite(result[name]) for name in ("nll", "reward_mse", "done_nll"))
+    output, _, _, _ = model(torch.from_numpy(mu[:2]), torch.zeros(2, 60, dtype=torch.int64))
+    assert (output.log_sigma > MIN_LOG_SIGMA - 1e-3).all()
+    if kind == "constant":  # nothing could be easier, and sigma stops at its bound instead of running away
+        narrowest = 3 * (MIN_LOG_SIGMA + 0.5 * math.log(2 * math.pi))
+        assert narrowest <= result["nll"] < 0.6 * narrowest
+
+
+def test_rivals_are_measured_on_the_same_steps(planted: Latents, planted_model: MDNRNN) -> None:
+    def itself(batch: Batch) -> MDNOutput:
+        return planted_model(batch.z, batch.action, border=batch.border)[0]
+
+    result = evaluate_mdn_rnn(planted_model, planted, held_out(planted), rivals={"itself": itself})
+    assert result["itself_nll"] == pytest.approx(result["nll"])
+
+
+def test_a_linear_world_is_predicted_by_its_own_weights() -> None:
+    rng = np.random.default_rng(1)
+    true, push = np.array([[0.9, 0.2], [-0.3, 0.8]]), np.array([[0.5, 0.0], [0.0, -1.0], [1.0, 1.0]])
+    action = rng.integers(3, size=(40, 200))
+    mu = np.zeros((40, 200, 2))
+    for t in range(199):
+        mu[:, t + 1] = mu[:, t] @ true + push[action[:, t]] + 0.1 * rng.normal(size=(40, 2))
+    latents = make_latents(mu.astype(np.float32), log_sigma=-12) | {"action": action}
+    weights, log_sigma = linear_prediction(latents, np.arange(40), 3)
+    np.testing.assert_allclose(weights, np.concatenate([true, push]), atol=0.02)
+    np.testing.assert_allclose(np.exp(log_sigma), 0.1, rtol=0.03)
+
+
+def test_calibration_puts_what_was_said_beside_what_came() -> None:
+    rng = np.random.default_rng(0)
+    said = rng.random(100_000)
+    honest = calibration(said, (rng.random(100_000) < said).astype(float))
+    assert sum(size for *_, size in honest) == 100_000 and len(honest) == 13
+    np.testing.assert_allclose([row[0] for row in honest], [row[1] for row in honest], atol=0.02)
+    boastful = calibration(said, (rng.random(100_000) < said / 2).astype(float))
+    assert all(came < 0.6 * promised for promised, came, _ in boastful[2:])
+    assert calibration(np.array([0.3]), np.array([1.0])) == [[0.3, 1.0, 1]]
 
 
 def test_a_single_sequence_is_refused(planted: Latents, tmp_path: Path) -> None:

@@ -188,8 +188,8 @@ class GatesConfig(_Section):
         stop: Whether a failed gate stops the training; otherwise it is only written down.
         min_active_share: Smallest share of V's latent units that must be active.
         probe_decisions: Decisions of each of eight environments on which V is probed; 0 = it is not.
-        max_pixels: Largest median error of a position read from z, in pixels of the frame; 0 = half of that of
-            answering the mean.
+        max_pixels: Largest median error of the position of ball or ship read from z, in pixels of the frame; 0 = half
+            of that of answering the mean.
     """
 
     stop: bool = True

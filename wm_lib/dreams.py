@@ -33,6 +33,7 @@ def make_dreams(
     temperature: float = 1.0,
     starts: Literal["episodes", "anywhere"] = "episodes",
     seed: int = 0,
+    done_threshold: float | None = None,
     vectorization_mode: Any = None,
 ) -> DreamVectorEnv:
     """Many dreams of the world model that a run has trained.
@@ -44,13 +45,15 @@ def make_dreams(
         temperature: Uncertainty, see `DreamVectorEnv`.
         starts: Which real moments a dream starts from: "episodes" = where episodes began, "anywhere" = all.
         seed: Of everything drawn.
+        done_threshold: Probability of the end above which a dream terminates; None: drawn, see `DreamVectorEnv`.
         vectorization_mode: Set by `gymnasium.make_vec`; there is only one way.
 
     Raises:
         StageError: The run has no M yet.
         UsageError: An argument is out of range.
     """
-    return _dreams(Pipeline.open(task, budget, run_dir), num_envs, horizon, temperature, starts, seed)
+    run = Pipeline.open(task, budget, run_dir)
+    return dreams_of(run, num_envs, horizon, temperature, starts, seed, done_threshold)
 
 
 def make_dream(task: str, render_mode: str | None = None, **options: Any) -> DreamEnv:
@@ -58,16 +61,24 @@ def make_dream(task: str, render_mode: str | None = None, **options: Any) -> Dre
     return DreamEnv(make_dreams(task, 1, **options), render_mode)
 
 
-def _dreams(
-    run: Pipeline, num_envs: int, horizon: int = 0, temperature: float = 1.0, starts: str = "episodes", seed: int = 0
+def dreams_of(
+    run: Pipeline,
+    num_envs: int,
+    horizon: int = 0,
+    temperature: float = 1.0,
+    starts: str = "episodes",
+    seed: int = 0,
+    done_threshold: float | None = None,
 ) -> DreamVectorEnv:
+    """`make_dreams` for a run that is already open."""
     if starts not in ("episodes", "anywhere"):
         raise UsageError(f"starts must be episodes or anywhere, found {starts}")
     latents = run.latents()
     mu = latents["mu"]
     start_z = mu[latents["first"]] if starts == "episodes" else mu.reshape(-1, mu.shape[-1])
     horizon = horizon or default_horizon(run)
-    return DreamVectorEnv(run.world_model(), start_z, num_envs, horizon, temperature, run.task.num_actions, seed)
+    num_actions = run.task.num_actions
+    return DreamVectorEnv(run.world_model(), start_z, num_envs, horizon, temperature, num_actions, seed, done_threshold)
 
 
 def default_horizon(run: Pipeline) -> int:
@@ -125,7 +136,7 @@ def dream_against_reality(
         return play(make_env(task, count, derive_seed(seed, "awake"), backend), player, Agent)
 
     def asleep(player: Controller | Population | None, count: int, temperature: float) -> np.ndarray:
-        return play(_dreams(run, count, horizon, temperature, seed=derive_seed(seed, "asleep")), player, FeatureAgent)
+        return play(dreams_of(run, count, horizon, temperature, seed=derive_seed(seed, "asleep")), player, FeatureAgent)
 
     controller = run.controller()
     real_ranks = awake(population, num_candidates * rollouts).reshape(num_candidates, -1).mean(1)

@@ -222,28 +222,37 @@ def drift_of_positions(run: Pipeline, world_model: NeuralWorldModel, truth: Trut
 
 def tables(found: dict[str, Any]) -> str:
     """What `examine` returned, as Markdown tables that read well as plain text too."""
-    seen, kept, asleep = found["eyes"], found["memory"], found["dream"]
-    frames = f"{seen['num_frames']:,} frames, {seen['num_params']:,} weights"
-    parts = [
-        f"V of {found['task']}: {frames}, {seen['active_units']} of {seen['z_dim']} latent units active, "
-        f"held-out error {seen.get('held_out_error', float('nan')):.2f}"
-    ]
+    return "\n\n".join(part(found) for part in (eyes_table, memory_table, dream_table))
+
+
+def eyes_table(found: dict[str, Any]) -> str:
+    """V: what can be read from z, and from C's features of velocities."""
+    seen = found["eyes"]
+    text = (
+        f"V of {found['task']}: {seen['num_params']:,} weights, {seen['num_frames']:,} frames; "
+        f"{seen['active_units']} of {seen['z_dim']} latent units active"
+    )
     rows = [
         (who, kind, name, *(_number(result[key]) for key in ("median_error", "mean_baseline_error", "r2")))
         for who, kinds in seen["probes"].items()
         for kind, results in kinds.items()
         for name, result in results.items()
     ]
-    if rows:
-        parts.append(aligned([("play", "probe", "quantity", "median error", "of the mean", "R²"), *rows]))
-    parts.append(f"M of {found['task']}: {kept['num_steps']:,} held-out steps")
-    guesses = {"copy the last z": "copy_last", "linear": "linear", "one Gaussian": "single_gaussian"}
-    rows = [("M", _number(kept["nll"])), *((name, _number(kept[f"{key}_nll"])) for name, key in guesses.items())]
-    parts.append(aligned([("prediction of the next z", "nats a step"), *rows]))
-    parts.append(
+    head = ("play", "probe", "quantity", "median error", "of the mean", "R²")
+    return text if not rows else f"{text}\n\n{aligned([head, *rows])}"
+
+
+def memory_table(found: dict[str, Any]) -> str:
+    """M: surprise beside its rivals', reward and end, and how far it strays when it dreams on alone."""
+    kept = found["memory"]
+    rivals = {"copy the last z": "copy_last", "linear": "linear", "one Gaussian": "single_gaussian"}
+    surprise = [("M", _number(kept["nll"])), *((name, _number(kept[f"{key}_nll"])) for name, key in rivals.items())]
+    parts = [
+        f"M of {found['task']}: {kept['num_steps']:,} held-out steps; "
         f"reward: squared error {kept['reward_mse']:.4g}, of the mean {kept['reward_variance']:.4g}; "
-        f"end: {kept['done_nll']:.5f} nats a step, of the usual share {kept['done_entropy']:.5f}"
-    )
+        f"end: {kept['done_nll']:.5f} nats a step, of the usual share {kept['done_entropy']:.5f}",
+        aligned([("prediction of the next z", "nats a step"), *surprise]),
+    ]
     names = ("z", "z_copy", "pixels", "pixels_copy", "pixels_seen")
     rows = [(k, *(_number(row[name]) for name in names)) for k, row in kept["drift"].items()]
     parts.append(aligned([("steps alone", "z", "copying", "pixels of 255", "copying", "V at best"), *rows]))
@@ -255,17 +264,19 @@ def tables(found: dict[str, Any]) -> str:
             if not name.endswith(("_copy", "_seen"))
         ]
         parts.append(aligned([(f"steps alone ({who})", "where", "the dream", "copying", "V at best"), *rows]))
-    if asleep:
-        rows = [("awake", *(_number(asleep[who]["mean"]) for who in ("real", "real_random")), "")]
-        for temperature, result in asleep["dream"].items():
-            known = asleep["rank_correlation"][temperature]
-            rows.append((
-                f"asleep, temperature {temperature}", _number(result["mean"]),
-                _number(asleep["dream_random"][temperature]["mean"]), _number(known),
-            ))  # fmt: skip
-        head = (f"first {asleep['horizon']} decisions", "agent", "random play", "rank correlation")
-        parts.append(aligned([head, *rows]))
     return "\n\n".join(parts)
+
+
+def dream_table(found: dict[str, Any]) -> str:
+    """What the agent earns asleep and awake."""
+    asleep = found["dream"]
+    if not asleep:
+        return f"no agent of {found['task']} yet to dream with"
+    rows = [("awake", *(_number(asleep[who]["mean"]) for who in ("real", "real_random")), "")]
+    for temperature, result in asleep["dream"].items():
+        figures = (result["mean"], asleep["dream_random"][temperature]["mean"], asleep["rank_correlation"][temperature])
+        rows.append((f"asleep, temperature {temperature}", *map(_number, figures)))
+    return aligned([(f"first {asleep['horizon']} decisions", "agent", "random play", "rank correlation"), *rows])
 
 
 def shipped(task: str) -> dict[str, Any] | None:

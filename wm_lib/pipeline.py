@@ -191,9 +191,10 @@ class Pipeline:
         return measured
 
     def failed_gates(self, stages: Iterable[str] = STAGES) -> list[str]:
-        """Names of the gates that these stages, and any of the rounds before, did not pass."""
+        """Names of the gates that these stages, and any of the rounds before, did not pass ("round 2: drift")."""
         earlier = self.previous.failed_gates() if self.previous else []
-        return earlier + [gate.name for stage in stages for gate in self.gates(stage) if not gate.passed]
+        prefix = f"round {self.round}: " if self.round > 1 else ""
+        return earlier + [prefix + gate.name for stage in stages for gate in self.gates(stage) if not gate.passed]
 
     def _require_gates(self, stage: str) -> None:
         found = self.gates(stage)

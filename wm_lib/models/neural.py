@@ -75,19 +75,28 @@ class NeuralWorldModel:
 
     @torch.inference_mode()
     def imagine(
-        self, z: np.ndarray, action: np.ndarray, h: np.ndarray, temperature: float, rng: np.random.Generator
+        self,
+        z: np.ndarray,
+        action: np.ndarray,
+        h: np.ndarray,
+        temperature: float,
+        rng: np.random.Generator,
+        done_threshold: float | None = None,
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         """One dreamt step: next z, reward, terminated and the new memory.
 
-        The end of the episode is drawn from its logit / temperature, as the mixture's component is from its
-        log weights: at 0 the dream ends when ending is the likelier.
+        Unless there is a threshold, the end of the episode is drawn from its logit / temperature, as the mixture's
+        component is from its log weights: at 0 the dream ends when ending is the likelier.
         """
         generator = torch.Generator().manual_seed(int(rng.integers(2**63)))
         lstm_h, lstm_c = self._lstm(z, action, h)
         output, reward, logit = self.mdn_rnn.heads(lstm_h)
         next_z = sample_mdn(*output, temperature, generator)
         logistic = torch.logit(torch.rand(logit.shape, generator=generator), eps=1e-7)
-        terminated = logistic * temperature < logit
+        if done_threshold is None:
+            terminated = logistic * temperature < logit
+        else:
+            terminated = logit.sigmoid() > done_threshold
         return next_z.numpy(), reward.numpy(), terminated.numpy(), self._remember(z, h, (lstm_h, lstm_c))
 
     def _lstm(self, z: np.ndarray, action: np.ndarray, h: np.ndarray) -> tuple[Tensor, Tensor]:

@@ -45,7 +45,13 @@ class WorldModel(Protocol):
         ...
 
     def imagine(
-        self, z: np.ndarray, action: np.ndarray, h: np.ndarray, temperature: float, rng: np.random.Generator
+        self,
+        z: np.ndarray,
+        action: np.ndarray,
+        h: np.ndarray,
+        temperature: float,
+        rng: np.random.Generator,
+        done_threshold: float | None = None,
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         """One dreamt step.
 
@@ -55,6 +61,7 @@ class WorldModel(Protocol):
             h: (batch, state_dim).
             temperature: Uncertainty of the dream, at least 0; 1 the model's own, 0 only the likeliest future.
             rng: Source of the dream's randomness.
+            done_threshold: Probability of the end above which the dream ends; None: it is drawn.
 
         Returns:
             The next z (batch, z_dim), reward float32 (batch,), terminated bool (batch,) and the new h.

@@ -37,6 +37,8 @@ class DreamVectorEnv(VectorEnv):
             exploits the flaws of M.
         num_actions: Number of discrete actions.
         seed: Seed of everything drawn, until `reset(seed=...)` gives another.
+        done_threshold: Probability of the end, as M sees it, above which a dream terminates, in [0, 1]; None: it is
+            drawn. Ends are rare, and a draw at every step ends long dreams by chance.
 
     Attributes:
         z: What the dreams look like now, float32 (num_envs, z_dim).
@@ -58,6 +60,7 @@ class DreamVectorEnv(VectorEnv):
         temperature: float,
         num_actions: int,
         seed: int,
+        done_threshold: float | None = None,
     ) -> None:
         start_z = np.asarray(start_z, np.float32)
         if start_z.ndim != 2 or not len(start_z) or start_z.shape[1] != world_model.z_dim:
@@ -69,7 +72,9 @@ class DreamVectorEnv(VectorEnv):
                 raise UsageError(f"{name} must be at least 1, found {value}")
         if not (np.isfinite(temperature) and temperature >= 0):
             raise UsageError(f"temperature must be a finite number >= 0, found {temperature}")
-        self.world_model, self.start_z = world_model, start_z
+        if done_threshold is not None and not 0 <= done_threshold <= 1:
+            raise UsageError(f"done_threshold must be from 0 to 1, found {done_threshold}")
+        self.world_model, self.start_z, self.done_threshold = world_model, start_z, done_threshold
         self.num_envs, self.horizon, self.temperature = num_envs, horizon, float(temperature)
         self.single_observation_space = Box(-np.inf, np.inf, (world_model.feature_dim,), np.float32)
         self.single_action_space = Discrete(num_actions)
@@ -125,7 +130,7 @@ class DreamVectorEnv(VectorEnv):
         live = np.flatnonzero(~(self._terminated | self._truncated))
         if len(live):
             self.z[live], reward[live], self._terminated[live], self.h[live] = self.world_model.imagine(
-                self.z[live], actions[live], self.h[live], self.temperature, self.np_random
+                self.z[live], actions[live], self.h[live], self.temperature, self.np_random, self.done_threshold
             )
             self._steps[live] += 1
             self._truncated[live] = ~self._terminated[live] & (self._steps[live] >= self.horizon)
