@@ -188,8 +188,8 @@ def test_dream_step_is_the_worst_of_the_four_unless_a_task_is_given(monkeypatch)
 @pytest.mark.parametrize(
     ("package", "left_out"),
     [
-        ("torch", ["vae_encode", "vae_train", "mdn_rnn_train", "dream_step"]),
-        ("envpool", ["collect", "dream_step"]),
+        ("torch", ["vae_encode", "vae_train", "vae_loss", "mdn_rnn_train", "dream_step"]),
+        ("envpool", ["collect", "vae_loss", "dream_step"]),
         ("Box2D", ["collect"]),
     ],
 )
@@ -202,8 +202,18 @@ def test_a_row_whose_package_is_missing_is_left_out_by_name(monkeypatch, package
     assert [row["name"] for row in result["rows"]] == [name for name in bench.BENCHES if name not in left_out]
 
 
+def test_the_row_of_losses_has_both_networks_losses(tiny, monkeypatch):
+    monkeypatch.setattr(bench_pairs, "LOSS_UPDATES", 3)
+    (row,) = bench.run_bench(["vae_loss"], "breakout")["rows"]
+    assert set(row) == ROW and row["unit"] == "loss"
+    assert row["ratio"] == pytest.approx(row["reference"] / row["ours"])
+    # Untrained networks draw grey or nothing of a nearly black picture: hundreds of units of squared error.
+    assert 10 < row["ours"] < 1e4 and 10 < row["reference"] < 1e4
+    assert "3 updates" in row["detail"]
+
+
 def test_what_is_refused():
-    with pytest.raises(UsageError, match="'vae'; choose one of collect, vae_encode, vae_train, mdn_rnn_train, dream_"):
+    with pytest.raises(UsageError, match="'vae'; choose one of collect, vae_encode, vae_train, vae_loss"):
         bench.run_bench(["collect", "vae"])
     with pytest.raises(UsageError, match="--rounds must be at least 1, got 0"):
         bench.run_bench(["collect"], rounds=0)

@@ -102,9 +102,10 @@ def table(result: dict[str, Any]) -> str:
 def _row(name: str, task: Task, config: Config, seed: int, rounds: int) -> dict[str, Any]:
     with ExitStack() as stack:
         pair = BENCHES[name][0](task, config, seed, stack)
-        return (
-            {"name": name, "unit": pair.unit} | measure(pair.ours, pair.reference, rounds) | {"detail": pair.detail()}
-        )
+        if isinstance(pair, dict):
+            return {"name": name, **pair}
+        measured = measure(pair.ours, pair.reference, rounds)
+        return {"name": name, "unit": pair.unit, **measured, "detail": pair.detail()}
 
 
 def _repetitions(work: Work, clock: Callable[[], float]) -> int:

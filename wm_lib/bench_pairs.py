@@ -21,7 +21,7 @@ import numpy as np
 from wm_lib import checkpoints
 from wm_lib.config import Config
 from wm_lib.control.controller import Controller, num_params, population_logits
-from wm_lib.rollouts import Policy, Rollouts, StickyRandom
+from wm_lib.rollouts import Policy, Rollouts, StickyRandom, collect
 from wm_lib.tasks import FRAME_SIZE, Task
 
 if TYPE_CHECKING:
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 NUM_FRAMES = 8192  # in the VAE's collection on disk, 100 MB
 ENCODE_BATCH = 512  # that of `encode_frames`
 NUM_DREAMS = 1024
+LOSS_UPDATES = 300
 LEARNING_RATE = 1e-5  # small, so that nothing diverges or dies out while it is timed
 
 Work = Callable[[], int]  # does some work and returns how many units
@@ -143,14 +144,17 @@ def _vae_train(task: Task, config: Config, seed: int, stack: ExitStack) -> Pair:
     scenery, episode = torch.from_numpy(vae.episode_scenery(data, rng)), data.episode.ravel()
     loading, whole = [], []  # seconds
 
+    starts = np.flatnonzero(data.has_next)
+
     def ours() -> int:
         start = time.perf_counter()
-        index = np.sort(rng.choice(data.num_frames, settings.batch_size))
+        now = np.sort(rng.choice(starts, max(1, settings.batch_size // 2)))
+        index = np.concatenate([now, now + 1])
         frames, backdrop = torch.from_numpy(data.gather(index)), scenery[episode[index]]
         loading.append(time.perf_counter() - start)
         weights = vae.foreground_weights(frames, backdrop, settings.foreground_weight) if settings.centred else None
         with training.fast_autocast():
-            loss, _ = vae.vae_loss(net, frames, weights, settings.beta)
+            loss, _ = vae.vae_loss(net, frames, weights, settings.beta, settings.slowness)
         _descend(loss, adam, 100.0)
         whole.append(time.perf_counter() - start)
         return len(index)
@@ -165,6 +169,41 @@ def _vae_train(task: Task, config: Config, seed: int, stack: ExitStack) -> Pair:
         return f"{precision}, batch {settings.batch_size}, {_sizes(net, plain)}, {share}"
 
     return Pair("frames/s", ours, reference, detail)
+
+
+def _vae_loss(task: Task, config: Config, seed: int, stack: ExitStack) -> dict[str, Any]:
+    """Not a speed: what both networks lose on held-out frames after the same few updates with the same plain loss."""
+    import torch
+
+    from wm_lib.models import training, vae
+
+    precision, rng = _prepare(seed), np.random.default_rng(seed)
+    directory = Path(stack.enter_context(TemporaryDirectory(ignore_cleanup_errors=True)))
+    collect(
+        task, directory, num_steps=4096, num_envs=32, shard_length=128, seed=seed,
+        make_policy=lambda seed: StickyRandom(task.num_actions, 32, seed),
+    )  # fmt: skip
+    data = Rollouts(directory)
+    train, test = ((rows[:, None] * data.length + np.arange(data.length)).ravel() for rows in data.split())
+    net, plain = vae.VAE(config.vae.z_dim), plain_vae(config.vae.z_dim)
+
+    def loss(frames: np.ndarray, ours: bool) -> Tensor:
+        if not ours:
+            return plain_vae_loss(plain, _pictures(frames), 1.0)
+        with training.fast_autocast():
+            return vae.vae_loss(net, frames, None, 1.0)[0]
+
+    losses = []
+    for ours, model in ((True, net), (False, plain)):
+        adam = torch.optim.Adam(model.parameters(), lr=1e-3)
+        for step in range(LOSS_UPDATES):
+            adam.param_groups[0]["lr"] = training.one_cycle(step, LOSS_UPDATES, 1e-3)
+            _descend(loss(data.gather(rng.choice(train, 128)), ours), adam, 100.0)
+        with torch.no_grad():
+            losses.append(float(loss(data.gather(test), ours)))
+    detail = f"{task.name}, {precision}, {LOSS_UPDATES} updates of 128, squared error + KL, {_sizes(net, plain)}"
+    ratio = losses[1] / losses[0]
+    return {"unit": "loss", "ours": losses[0], "reference": losses[1], "ratio": ratio, "spread": 0.0, "detail": detail}
 
 
 def _mdn_rnn_train(task: Task, config: Config, seed: int, stack: ExitStack) -> Pair:
@@ -257,14 +296,15 @@ def _cma_generation(task: Task, config: Config, seed: int, stack: ExitStack) -> 
     return Pair("decisions/s", ours, reference, lambda: detail)
 
 
-BENCHES: dict[str, tuple[Callable[[Task, Config, int, ExitStack], Pair], tuple[str, ...]]] = {
+BENCHES: dict[str, tuple[Callable[[Task, Config, int, ExitStack], Pair | dict[str, Any]], tuple[str, ...]]] = {
     "collect": (_collect, ("gymnasium", "envpool", "cv2")),
     "vae_encode": (_vae_encode, ("torch",)),
     "vae_train": (_vae_train, ("torch",)),
+    "vae_loss": (_vae_loss, ("torch", "gymnasium", "envpool", "cv2")),
     "mdn_rnn_train": (_mdn_rnn_train, ("torch",)),
     "dream_step": (_dream_step, ("torch", "gymnasium", "envpool", "cv2")),
     "cma_generation": (_cma_generation, ()),
-}  # name -> what makes the pair, and the packages it needs
+}  # name -> what makes the pair, or the whole row, and the packages it needs
 
 
 def _player(env: VectorEnv, policy: Policy, stack: ExitStack, see: Callable[[np.ndarray], Any] | None = None) -> Work:

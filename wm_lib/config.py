@@ -67,6 +67,7 @@ class VAEConfig(_Section):
         num_updates: Updates in all.
         centred: Whether the background is taken away before encoding.
         foreground_weight: Weight in the loss of pixels that differ from the background; 1 = like all others.
+        slowness: Weight in the loss of how far z moves from a frame to the next.
     """
 
     z_dim: int = Field(32, ge=1, le=1024)
@@ -76,6 +77,7 @@ class VAEConfig(_Section):
     num_updates: int = Field(2000, ge=1, le=10**8)
     centred: bool = True
     foreground_weight: float = Field(30.0, ge=1, le=10_000)
+    slowness: float = Field(0.1, ge=0, le=1000)
 
 
 class MDNRNNConfig(_Section):

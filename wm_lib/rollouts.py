@@ -188,6 +188,13 @@ class Rollouts:
         return self.first.ravel().cumsum().reshape(self.first.shape) - 1
 
     @property
+    def has_next(self) -> np.ndarray:
+        """Whether the frame after it is of the same episode, bool (num_sequences, T)."""
+        follows = np.zeros_like(self.first)
+        follows[:, :-1] = ~self.first[:, 1:]
+        return follows
+
+    @property
     def sha256(self) -> str:
         """One hash over all shards."""
         return hashlib.sha256("\n".join(self._hashes).encode()).hexdigest()
