@@ -59,8 +59,9 @@ print(f"{run.task.name}: {run.directory}")
 # A VAE is trained to copy its input through a narrow gap of `z_dim` numbers. It is punished for every pixel it gets wrong,
 # and a ball is a pixel or two among thousands. Leaving it out costs next to nothing.
 #
-# So we help in two ways. V sees and draws only the difference from the *background*, the median of all frames. And pixels in
-# the *foreground*, those that differ from the median of their own episode and those around them, weigh more.
+# So we help. V sees and draws only the difference from the *background*, the median of all frames. And pixels in the *foreground*,
+# those that differ from the median of their own episode and those around them, weigh more. A third help is for whoever reads *z*:
+# frames that follow each other should have *z* that lie near each other. That is called *slowness*.
 #
 # **Predict.** Which parts of the frame below will be foreground?
 
@@ -98,10 +99,10 @@ plots.maps({"frame": frame[0], "background": net.background.numpy(), "its episod
 
 # %% [markdown]
 # ## 2. Learning
-# The loss has two parts: the weighted *error* of the drawing, and β times the *KL divergence*, the price in nats for saying
-# something about this frame that is not true of all frames.
+# The loss has three parts: the weighted *error* of the drawing; β times the *KL divergence*, the price in nats for saying something
+# about this frame that is not true of all frames; and the *change* of *z* from a frame to the next.
 #
-# **Predict.** One of the two falls all the time. Does the other?
+# **Predict.** One of the three falls all the time. Do the others?
 
 # %%
 facts = run.facts("vae")
@@ -109,11 +110,12 @@ print(f"{config.num_updates} updates of {config.batch_size} frames, {facts['fact
 scalars = read_scalars(run.directory / "vae")
 for name, (steps, values) in scalars.items():
     print(f"{name:>16}: {values[0]:.4g} at update {steps[0]}, {values[-1]:.4g} at update {steps[-1]}")
-plots.learning_curves(scalars, {"error": ["error", "held_out_error"], "KL in nats": ["kl", "held_out_kl"]}, "update")
+plots.learning_curves(scalars, {"error": ["error", "held_out_error"], "KL in nats": ["kl", "held_out_kl"], "change of z": ["change", "held_out_change"]}, "update")
 
 # %% [markdown]
 # **Explain.** At first V says little, then it finds out that saying where things are pays for itself. β grows from 0 during the
-# first updates, so that V dares to begin. The held-out frames come from stretches of play that V was never trained on.
+# first updates, so that V dares to begin. Without the price on change *z* would be folded up like a map: a ball that moves by a pixel
+# may send *z* across the page, and a small controller has to learn every fold. The held-out frames come from stretches of play that V was never trained on.
 
 # %% [markdown]
 # ## 3. Seeing with V's eyes
@@ -161,7 +163,7 @@ plots.frame_rows(rows, [f"{turn:.0f} %" for turn in turns], "Turning one number"
 
 # %% [markdown]
 # ## 5. What goes wrong without help
-# Two fresh networks, the same few updates for both. One is the plain VAE: no background, every pixel alike. The other is as above.
+# Two fresh networks, the same few updates for both. One is the plain VAE: no background, every pixel alike, no slowness. The other is as above.
 #
 # **Predict.** Which will have the smaller error in the foreground, and will either be better than drawing the scenery alone?
 
@@ -224,6 +226,7 @@ print(f"V turns {frames[0].size} numbers into {config.z_dim}, {vae.active_units(
 # %% [markdown]
 # - A loss that counts every pixel alike forgets what is small.
 # - Taking the background away and weighting the foreground brings it back.
+# - Slowness keeps *z* unfolded, so that a small controller can read it.
 # - All frames are now latents, computed once; M reads those and never sees a pixel.
 #
 # ## Next

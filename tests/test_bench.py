@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from wm_lib import bench, bench_pairs, cli
+from wm_lib import bench, bench_pairs, cli, yardsticks
 from wm_lib.errors import UsageError
 from wm_lib.tasks import TASKS
 
@@ -112,7 +112,7 @@ def test_dreams_and_real_environments(tiny):
 def test_the_plain_vae_is_the_papers():
     import torch
 
-    net = bench_pairs.plain_vae()
+    net = yardsticks.vae()
     convolutions = [(3, 32, 4), (32, 64, 4), (64, 128, 4), (128, 256, 4)]
     transposed = [(1024, 128, 5), (128, 64, 5), (64, 32, 6), (32, 3, 6)]
     weights = sum(a * b * size**2 + b for a, b, size in convolutions + transposed)
@@ -137,7 +137,7 @@ def test_the_plain_vae_loss_is_its_closed_form():
     unflatten = nn.Unflatten(1, (3, 64, 64))
     net = nn.ModuleDict({"encoder": nn.Sequential(nn.Flatten(), encoder), "decoder": nn.Sequential(decoder, unflatten)})
     kl = 4 * (0.5 * (1 + math.e**2 - 1) - 1)
-    loss = bench_pairs.plain_vae_loss(net, torch.zeros(5, 3, 64, 64), beta=0.1)
+    loss = yardsticks.vae_loss(net, torch.zeros(5, 3, 64, 64), beta=0.1)
     assert loss.item() == pytest.approx(3 * 64 * 64 * 0.25 + 0.1 * kl, rel=1e-5)
 
 
@@ -149,7 +149,7 @@ def test_the_plain_mixture_loss_does_the_same_work_as_ours():
     torch.manual_seed(0)
     logits, mu, log_sigma = torch.randn(3, 2, 7, 4, 5, dtype=torch.float64)
     z_next = torch.randn(2, 7, 4, dtype=torch.float64)
-    plain = bench_pairs.plain_mdn_nll(torch.cat([logits, mu, log_sigma], dim=-1), z_next)
+    plain = yardsticks.mdn_nll(torch.cat([logits, mu, log_sigma], dim=-1), z_next)
     assert plain.shape == (2, 7)
     torch.testing.assert_close(plain, mdn_nll(logits.log_softmax(-1), mu, log_sigma, z_next))
 

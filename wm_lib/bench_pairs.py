@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from wm_lib import checkpoints
+from wm_lib import checkpoints, yardsticks
 from wm_lib.config import Config
 from wm_lib.control.controller import Controller, num_params, population_logits
 from wm_lib.rollouts import Policy, Rollouts, StickyRandom, collect
@@ -44,38 +44,6 @@ class Pair(NamedTuple):
     ours: Work
     reference: Work
     detail: Callable[[], str]
-
-
-def plain_vae(z_dim: int = 32) -> nn.ModuleDict:
-    """The paper's VAE (appendix A.1), pictures (batch, 3, 64, 64) in [0, 1]; `encoder` gives mu and log sigma."""
-    from torch import nn
-
-    encoder: list[nn.Module] = []
-    for channels, wider in ((3, 32), (32, 64), (64, 128), (128, 256)):
-        encoder += [nn.Conv2d(channels, wider, 4, stride=2), nn.ReLU()]
-    encoder += [nn.Flatten(), nn.Linear(1024, 2 * z_dim)]
-    decoder: list[nn.Module] = [nn.Linear(z_dim, 1024), nn.Unflatten(1, (1024, 1, 1))]
-    for channels, narrower, size in ((1024, 128, 5), (128, 64, 5), (64, 32, 6), (32, 3, 6)):
-        decoder += [nn.ConvTranspose2d(channels, narrower, size, stride=2), nn.ReLU()]
-    decoder[-1] = nn.Sigmoid()
-    return nn.ModuleDict({"encoder": nn.Sequential(*encoder), "decoder": nn.Sequential(*decoder)})
-
-
-def plain_vae_loss(net: nn.ModuleDict, pictures: Tensor, beta: float) -> Tensor:
-    """Squared error + beta * KL for each of the pictures (batch, 3, 64, 64), averaged."""
-    import torch
-
-    mu, log_sigma = net["encoder"](pictures).chunk(2, dim=1)
-    z = mu + log_sigma.exp() * torch.randn_like(mu)
-    kl = 0.5 * (mu**2 + (2 * log_sigma).exp() - 1) - log_sigma
-    return (((net["decoder"](z) - pictures) ** 2).sum() + beta * kl.sum()) / len(pictures)
-
-
-def plain_mdn_nll(raw: Tensor, z_next: Tensor) -> Tensor:
-    """Nats per step (batch, time); the last axis of raw (batch, time, z_dim, 3K) is logits, means, log sigmas."""
-    logits, mu, log_sigma = raw.chunk(3, dim=-1)
-    log_density = -0.5 * ((z_next[..., None] - mu) / log_sigma.exp()) ** 2 - log_sigma - 0.5 * np.log(2 * np.pi)
-    return -(logits.log_softmax(-1) + log_density).logsumexp(-1).sum(-1)
 
 
 def _collect(task: Task, config: Config, seed: int, stack: ExitStack) -> Pair:
@@ -111,7 +79,7 @@ def _vae_encode(task: Task, config: Config, seed: int, stack: ExitStack) -> Pair
     from wm_lib.models import training, vae
 
     precision, data = _prepare(seed), _noise(config, seed, stack)
-    net, plain = vae.VAE(config.vae.z_dim), plain_vae(config.vae.z_dim)
+    net, plain = vae.VAE(config.vae.z_dim), yardsticks.vae(config.vae.z_dim)
     batches = cycle(np.split(np.arange(data.num_frames), range(ENCODE_BATCH, data.num_frames, ENCODE_BATCH)))
 
     @torch.inference_mode()
@@ -124,7 +92,7 @@ def _vae_encode(task: Task, config: Config, seed: int, stack: ExitStack) -> Pair
     @torch.inference_mode()
     def reference() -> int:
         frames = data.gather(next(batches))
-        plain["encoder"](_pictures(frames))
+        plain["encoder"](yardsticks.pictures(frames))
         return len(frames)
 
     return Pair("frames/s", ours, reference, lambda: f"{precision}, batch {ENCODE_BATCH}, {_sizes(net, plain)}")
@@ -138,7 +106,7 @@ def _vae_train(task: Task, config: Config, seed: int, stack: ExitStack) -> Pair:
 
     precision, data = _prepare(seed), _noise(config, seed, stack)
     settings, rng = config.vae, np.random.default_rng(seed)
-    net, plain = vae.VAE(settings.z_dim), plain_vae(settings.z_dim)
+    net, plain = vae.VAE(settings.z_dim), yardsticks.vae(settings.z_dim)
     adam = torch.optim.Adam(net.parameters(), lr=LEARNING_RATE, fused=True)
     plain_adam = torch.optim.Adam(plain.parameters(), lr=LEARNING_RATE)
     scenery, episode = torch.from_numpy(vae.episode_scenery(data, rng)), data.episode.ravel()
@@ -160,8 +128,8 @@ def _vae_train(task: Task, config: Config, seed: int, stack: ExitStack) -> Pair:
         return len(index)
 
     def reference() -> int:
-        pictures = _pictures(data.gather(rng.choice(data.num_frames, settings.batch_size)))
-        _descend(plain_vae_loss(plain, pictures, settings.beta), plain_adam)
+        pictures = yardsticks.pictures(data.gather(rng.choice(data.num_frames, settings.batch_size)))
+        _descend(yardsticks.vae_loss(plain, pictures, settings.beta), plain_adam)
         return len(pictures)
 
     def detail() -> str:
@@ -185,11 +153,11 @@ def _vae_loss(task: Task, config: Config, seed: int, stack: ExitStack) -> dict[s
     )  # fmt: skip
     data = Rollouts(directory)
     train, test = ((rows[:, None] * data.length + np.arange(data.length)).ravel() for rows in data.split())
-    net, plain = vae.VAE(config.vae.z_dim), plain_vae(config.vae.z_dim)
+    net, plain = vae.VAE(config.vae.z_dim), yardsticks.vae(config.vae.z_dim)
 
     def loss(frames: np.ndarray, ours: bool) -> Tensor:
         if not ours:
-            return plain_vae_loss(plain, _pictures(frames), 1.0)
+            return yardsticks.vae_loss(plain, yardsticks.pictures(frames), 1.0)
         with training.fast_autocast():
             return vae.vae_loss(net, frames, None, 1.0)[0]
 
@@ -244,7 +212,7 @@ def _mdn_rnn_train(task: Task, config: Config, seed: int, stack: ExitStack) -> P
         now = step[:, :-1]
         h, _ = lstm(torch.cat([z[:, :-1], F.one_hot(cached["action"][row, now], task.num_actions)], dim=-1))
         raw, reward, done = head(h).split([3 * num_mixtures * z_dim, 1, 1], dim=-1)
-        nll = plain_mdn_nll(raw.unflatten(-1, (z_dim, 3 * num_mixtures)), z[:, 1:]).mean()
+        nll = yardsticks.mdn_nll(raw.unflatten(-1, (z_dim, 3 * num_mixtures)), z[:, 1:]).mean()
         reward_loss = F.mse_loss(reward[..., 0], cached["reward"][row, now])
         done_loss = F.binary_cross_entropy_with_logits(done[..., 0], cached["terminated"][row, now].float())
         _descend(nll / z_dim + reward_loss + done_loss, plain_adam)
@@ -353,13 +321,6 @@ def _transitions(shape: tuple[int, int], num_actions: int, rng: np.random.Genera
     flags["first"][:, 0] = True
     reward = rng.standard_normal(shape, dtype=np.float32)
     return {"action": rng.integers(num_actions, size=shape), "reward": reward, **flags}
-
-
-def _pictures(frames: np.ndarray) -> Tensor:
-    """What the paper's VAE reads: float32 (batch, 3, 64, 64), channels first in memory too."""
-    import torch
-
-    return torch.from_numpy(frames).permute(0, 3, 1, 2).contiguous().float() / 255
 
 
 def _descend(loss: Tensor, optimizer: optim.Optimizer, max_grad_norm: float | None = None) -> None:

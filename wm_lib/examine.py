@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from wm_lib.pipeline import Pipeline
 
 VERSION = 1  # raise it when what is measured changes
-PROBE_ENVS = 8
 Truth = dict[str, np.ndarray]
 
 
@@ -81,7 +80,7 @@ def play_with_truth(run: Pipeline) -> dict[str, Truth]:
     decisions, task = run.config.gates.probe_decisions, run.task
     if not decisions:
         return {}
-    num_envs = 1 if task.name == "car-racing" else PROBE_ENVS
+    num_envs = 1 if task.name == "car-racing" else probes.NUM_ENVS
     policies: dict[str, rollouts.Policy] = {"random": rollouts.StickyRandom(task.num_actions, num_envs, run.seed)}
     player = run if has_controller(run) else run.previous
     if player is not None:

@@ -42,6 +42,7 @@ _LANDER = ("ship_x", "ship_y", "ship_angle_sin", "ship_angle_cos", "ship_vx", "s
 _CAR = ("car_speed", "track_offset")
 _NEAR_TRACK = 20.0  # units of the track; further away the road is out of the picture, which shows 62 x 49 of them
 _TEST_SHARE = 0.25
+NUM_ENVS = 8  # in which a run is probed
 _MIN_ROWS = 20  # to learn from and to be tested on; fewer say nothing
 _RIDGE = 1e-3
 _MIN_STD = 0.01  # what hardly moves is not blown up
@@ -119,7 +120,7 @@ def play(
     task: Task,
     world_model: WorldModel,
     policy: Policy,
-    num_envs: int = 8,
+    num_envs: int = NUM_ENVS,
     num_decisions: int = 512,
     seed: int = 0,
     backend: str = "auto",

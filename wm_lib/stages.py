@@ -20,8 +20,6 @@ from wm_lib.report import is_provisional
 if TYPE_CHECKING:
     from wm_lib.pipeline import Pipeline
 
-PROBE_ENVS = 8
-
 
 def _explorer(run: Pipeline, num_envs: int) -> Callable[[int], rollouts.Policy]:
     """Who plays for data: random play in the first round, then the agent of the round before, its actions sampled."""
@@ -185,8 +183,8 @@ def _check_latents(run: Pipeline, facts: dict[str, Any]) -> list[gates.Gate]:
         eyes = NeuralWorldModel(
             load_vae(run.directory / "vae" / "vae.safetensors"), MDNRNN(mu.shape[-1], task.num_actions, rnn_size=1)
         )
-        policy = rollouts.StickyRandom(task.num_actions, PROBE_ENVS, run.seed)
-        truth = probes.play(task, eyes, policy, PROBE_ENVS, settings.probe_decisions, run.seed)
+        policy = rollouts.StickyRandom(task.num_actions, probes.NUM_ENVS, run.seed)
+        truth = probes.play(task, eyes, policy, probes.NUM_ENVS, settings.probe_decisions, run.seed)
         arrays = (truth[name] for name in ("z", "values", "visible", "episode"))
         found = probes.probe(*arrays, probes.names(task), kind="mlp", seed=run.seed)
         positions = [name for name in probes.frame_names(task) if name.endswith(("_x", "_y"))]

@@ -198,12 +198,9 @@ def train_vae(rollouts: Rollouts, config: VAEConfig, *, seed: int, directory: Pa
     vae = VAE(config.z_dim, background)
     if start is not None:
         vae.load_state_dict(start.state_dict())
-    train, test = (
-        (sequences[:, None] * rollouts.length + np.arange(rollouts.length)).ravel() for sequences in rollouts.split()
-    )
-
+    flat, followed = np.arange(rollouts.num_frames).reshape(rollouts.first.shape), rollouts.has_next
+    train, test = (flat[sequences][followed[sequences]] for sequences in rollouts.split())
     slowness = config.slowness if config.centred else 0.0
-    train, test = (indices[rollouts.has_next.ravel()[indices]] for indices in (train, test))
 
     def batch_loss(
         num_frames: int, among: np.ndarray, rng: np.random.Generator, beta: float
@@ -219,7 +216,7 @@ def train_vae(rollouts: Rollouts, config: VAEConfig, *, seed: int, directory: Pa
             return vae_loss(vae, frames, weights, beta, slowness)
 
     def update(step: int, rng: np.random.Generator) -> tuple[Tensor, dict[str, Tensor]]:
-        beta = config.beta * (1.0 if start else min(1.0, step / (WARM_UP * config.num_updates)))
+        beta = config.beta * (1.0 if start is not None else min(1.0, step / (WARM_UP * config.num_updates)))
         loss, parts = batch_loss(config.batch_size, train, rng, beta)
         if not torch.isfinite(loss):
             raise StageError(f"V's loss became {loss.item()} at update {step}; lower vae.learning_rate")
