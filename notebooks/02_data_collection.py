@@ -47,7 +47,8 @@ from wm_lib.pipeline import Pipeline
 from wm_lib.rollouts import StickyRandom
 from wm_lib.worlds.envs import make_env
 
-run = Pipeline.open(task, budget, run_dir, seed, rounds=1)  # the first data, of random play
+run = Pipeline.open(task, budget, run_dir, seed)
+run = run.rounds[0]  # the first data, of random play
 rng = np.random.default_rng(seed)
 print(f"{run.task.name}: {run.directory}")
 
@@ -153,7 +154,7 @@ plots.bars(returns, "return", f"Random play in {run.task.name}, by seed")
 # episode is not enough.
 
 # %% [markdown]
-# ## Before you go on: the checklist
+# ## 5. Before you go on: the checklist
 # The course checks every stage before it builds on it; the *gates* stop a training that would only waste your evening. Here they are
 # for the data. Tick them off by eye first: are there pictures, do they change, and are there enough games to hold some back?
 #

@@ -195,7 +195,7 @@ plots.frame_rows({name: pictures[pick] for name, pictures in {"frame": frames, *
 # things in its row. On Pong or Breakout (`task = "pong"`) the difference is whether there is a ball at all.
 
 # %% [markdown]
-# ## Before you go on: the checklist
+# ## 6. Before you go on: the checklist
 # The course checks every stage before it builds on it; the *gates* stop a training that would only waste your evening. Here they are
 # for V. Tick them off by eye first: does V use its numbers, and is what you need to play still in them?
 #
@@ -209,7 +209,7 @@ print(gates.report(run.gates("latents")))
 # seen. What it cannot read, C cannot either. (Budget smoke does not probe, and CarRacing keeps its truth to itself.)
 
 # %% [markdown]
-# ## What a full run sees
+# ## 7. What a full run sees
 # The same questions, asked of V after a `full` training: what a linear probe and a small network read from *z*, on random play and on
 # the agent's own, in pixels of the 64 × 64 frame.
 

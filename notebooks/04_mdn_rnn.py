@@ -176,7 +176,7 @@ figure
 # An agent trained in a bold dream cannot rely on luck; [notebook 06](06_dream.ipynb) uses that.
 
 # %% [markdown]
-# ## Before you go on: the checklist
+# ## 5. Before you go on: the checklist
 # The course checks every stage before it builds on it; the *gates* stop a training that would only waste your evening. Here they are
 # for M. Tick them off by eye first: does it beat copying, and do its dreams stay in the world?
 #
@@ -189,7 +189,7 @@ print(gates.report(run.gates("mdn_rnn")))
 # **Explain.** Both are low bars on purpose. A memory that fails them is broken; one that passes may still be poor.
 
 # %% [markdown]
-# ## What a full run remembers
+# ## 6. What a full run remembers
 # After a `full` training, beside simpler predictions: copying, a linear one, and the same network with one Gaussian instead of five. Then
 # how far a dream strays: in *z*, in pixels, and in where it thinks the ball, the ship or the road is.
 

@@ -197,6 +197,7 @@ def test_config_prints_yaml_that_is_read_again(capsys, tmp_path):
         "controller",
         "evaluation",
         "gates",
+        "rounds",
         "curriculum",
     ]
 
@@ -272,7 +273,11 @@ def test_train_says_what_it_made(trained):
     for name, facts in (
         ("collect", {"real_steps", "num_episodes", "mean_return"}),
         ("vae", {"num_params"}),
-        ("mdn_rnn", {"nll", "copy_last_nll", "reward_mse", "reward_variance", "done_nll", "num_steps"}),
+        (
+            "mdn_rnn",
+            {"nll", "copy_last_nll", "reward_mse", "reward_variance", "done_nll", "done_entropy", "num_steps"}
+            | {"reward_calibration", "done_calibration"},
+        ),
     ):
         assert set(written[name]) == {"schema", "task", "directory"} | facts
         assert written[name]["schema"] == 1 and written[name]["task"] == "lunar-lander"
@@ -287,6 +292,7 @@ def test_the_manifest_says_where_the_score_comes_from(trained):
     assert set(manifest) == {
         "schema", "task", "env_id", "target", "mode", "variant", "provisional", "seed", "score", "random_score",
         "real_steps", "failed_gates", "minutes", "config", "machine", "versions", "command", "commit", "weights",
+        "rounds",
     }  # fmt: skip
     assert (manifest["schema"], manifest["task"], manifest["env_id"]) == (1, "lunar-lander", "LunarLander-v3")
     assert (manifest["mode"], manifest["variant"], manifest["target"]) == ("full", "ppo", 200)

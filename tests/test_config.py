@@ -52,12 +52,16 @@ def test_budgets_grow():
         ("collect", "num_steps"),
         ("vae", "num_updates"),
         ("mdnrnn", "num_updates"),
-        ("controller", "num_steps"),
         ("controller", "num_generations"),
         ("evaluation", "episodes"),
     ]:
         small, middle, large = (getattr(getattr(config, section), name) for config in (smoke, laptop, full))
         assert small < middle < large
+    steps = [
+        config.controller.num_steps + (config.rounds.num_rounds - 1) * config.rounds.controller_steps
+        for config in (smoke, laptop, full)
+    ]
+    assert steps == sorted(set(steps))
 
 
 def test_layers_are_merged_key_by_key(user_file):

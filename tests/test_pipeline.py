@@ -392,7 +392,8 @@ def test_the_run_folder_is_found_from_the_notebooks_folder(tmp_path, monkeypatch
     monkeypatch.chdir(tmp_path / "notebooks")
     monkeypatch.setenv("WM_BUDGET", "smoke")
     assert Pipeline.open("pong").directory == tmp_path / "runs" / "smoke" / "pong"
-    assert Pipeline.open("pong", "full").directory == tmp_path / "runs" / "full" / "pong"
+    assert Pipeline.open("pong", "full", rounds=1).directory == tmp_path / "runs" / "full" / "pong"
+    assert Pipeline.open("pong", "full").directory == tmp_path / "runs" / "full" / "pong" / "round-2"
     assert Pipeline.open("pong", run_dir="mine").directory == Path("mine") / "pong"
 
 
