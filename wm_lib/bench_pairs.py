@@ -153,7 +153,8 @@ def _vae_loss(task: Task, config: Config, seed: int, stack: ExitStack) -> dict[s
     )  # fmt: skip
     data = Rollouts(directory)
     train, test = ((rows[:, None] * data.length + np.arange(data.length)).ravel() for rows in data.split())
-    net, plain = vae.VAE(config.vae.z_dim), yardsticks.vae(config.vae.z_dim)
+    background = vae.median_frame(data.gather(train[:: max(1, len(train) // 1000)]))
+    net, plain = vae.VAE(config.vae.z_dim, background), yardsticks.vae(config.vae.z_dim)
 
     def loss(frames: np.ndarray, ours: bool) -> Tensor:
         if not ours:
