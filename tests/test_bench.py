@@ -207,8 +207,9 @@ def test_the_row_of_losses_has_both_networks_losses(tiny, monkeypatch):
     (row,) = bench.run_bench(["vae_loss"], "breakout")["rows"]
     assert set(row) == ROW and row["unit"] == "loss"
     assert row["ratio"] == pytest.approx(row["reference"] / row["ours"])
-    # Untrained networks draw grey or nothing of a nearly black picture: hundreds of units of squared error.
-    assert 10 < row["ours"] < 1e4 and 10 < row["reference"] < 1e4
+    # Hardly trained, the paper's network draws grey, hundreds of units of squared error off a nearly black picture;
+    # ours begins at the background and misses what moves.
+    assert 100 < row["reference"] < 1e4 and 1 < row["ours"] < row["reference"] / 5
     assert "3 updates" in row["detail"]
 
 
