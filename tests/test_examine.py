@@ -65,6 +65,18 @@ def test_it_is_measured_once(run, found, monkeypatch):
     path.write_text(whole)
 
 
+def test_a_rival_trained_on_other_latents_is_trained_anew(run, found):
+    folder = run.directory / "single_gaussian"
+    record = checkpoints.read_json(folder / "started.json")
+    assert record["key"] == run.facts("mdn_rnn")["key"]
+    weights = checkpoints.load(folder / "checkpoint.safetensors")[0]
+    stale = {name: np.zeros_like(value) for name, value in weights.items()}
+    checkpoints.save(folder / "checkpoint.safetensors", stale, {"step": TINY["mdnrnn"]["num_updates"]})
+    checkpoints.write_json(folder / "started.json", record | {"key": "of other latents"})
+    assert examine.memory(run, {})["single_gaussian_nll"] == found["memory"]["single_gaussian_nll"]
+    assert (folder.parent / "single_gaussian.previous").exists()
+
+
 def test_without_an_agent_random_play_alone_is_probed(run, tmp_path):
     import shutil
 

@@ -15,7 +15,7 @@ from wm_lib import checkpoints, drift, probes, provenance, rollouts
 from wm_lib.control.agent import Agent
 from wm_lib.errors import StageError
 from wm_lib.events import read_scalars
-from wm_lib.folders import project_root
+from wm_lib.folders import open_stage, project_root
 from wm_lib.report import aligned
 
 if TYPE_CHECKING:
@@ -143,9 +143,9 @@ def memory(run: Pipeline, truths: dict[str, Truth]) -> dict[str, Any]:
         return mdn_rnn.MDNOutput(torch.zeros_like(mu), mu, log_sigma[:, None].expand_as(mu))
 
     settings = config.model_copy(update={"num_mixtures": 1, "num_updates": config.num_updates * run.round})
-    single = mdn_rnn.train_mdn_rnn(
-        latents, settings, num_actions=num_actions, seed=run.seed, directory=run.directory / "single_gaussian"
-    )
+    folder = run.directory / "single_gaussian"
+    open_stage(folder, run.facts("mdn_rnn")["key"])  # a training on other latents is not gone on with
+    single = mdn_rnn.train_mdn_rnn(latents, settings, num_actions=num_actions, seed=run.seed, directory=folder)
     rivals = {"linear": linear, "single_gaussian": lambda batch: single(batch.z, batch.action, border=batch.border)[0]}
     world_model = run.world_model()
     return {
