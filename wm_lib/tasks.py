@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from wm_lib.errors import UsageError
 
@@ -29,6 +29,7 @@ class Task:
         crop: What is kept of the picture, (top, bottom, left, right): on Atari of 84 x 64 (rows x columns), on
             LunarLander of 200 x 300; None keeps it all.
         sampled: Whether scores are measured with sampled actions; otherwise the most likely action is taken.
+        simulated: Whether it is played in `wm_lib.worlds.simulation`, where there is no target.
     """
 
     name: str
@@ -43,6 +44,7 @@ class Task:
     fire: bool = False
     crop: tuple[int, int, int, int] | None = None
     sampled: bool = False
+    simulated: bool = field(default=False, repr=False)  # keys of finished stages are made of the repr
 
     @property
     def num_actions(self) -> int:
