@@ -13,16 +13,16 @@ import yaml
 from safetensors import SafetensorError
 
 from wm_lib import bench, checkpoints, report
-from wm_lib.config import BUDGETS, load_config, resolve_budget
+from wm_lib.config import BUDGETS, MODES, load_config, resolve_budget
 from wm_lib.control.controller import Controller
 from wm_lib.errors import StageError, UsageError
 from wm_lib.evaluation import agent_maker, evaluate, random_maker
 from wm_lib.folders import project_root, resolve_run_dir
-from wm_lib.pipeline import Pipeline
+from wm_lib.pipeline import Pipeline, resolve_mode, task_in
 from wm_lib.seeding import check_seed
 from wm_lib.tasks import TASKS, get_task
 
-COMPONENTS = ("vae", "mdn_rnn", "controller", "all")
+COMPONENTS = ("vae", "mdn_rnn", "reservoir", "controller", "all")
 
 
 class _Parser(argparse.ArgumentParser):
@@ -123,6 +123,12 @@ def _parser() -> argparse.ArgumentParser:
             metavar="N",
             help="the last of N rounds, each going on with its agent's data (default: rounds.num_rounds of the budget)",
         )
+        of_a_round.add_argument(
+            "--mode",
+            default="full",
+            metavar="M",
+            help=f"{' | '.join(MODES)}; auto: what this machine has (default: full)",
+        )
     speed = command("bench", _bench, "Measure how fast the parts are, beside plain ways of doing the same work.")
     speed.add_argument("names", nargs="*", metavar="NAME", help=f"{' | '.join(bench.BENCHES)} (default: all)")
     speed.add_argument("--task", metavar="T", help=f"{tasks} (default: car-racing; dream_step: the worst of all)")
@@ -134,7 +140,9 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _open(args: argparse.Namespace) -> Pipeline:
-    return Pipeline.open(args.task, args.budget, args.run_dir, args.seed or 0, args.config, args.force, args.rounds)
+    return Pipeline.open(
+        args.task, args.budget, args.run_dir, args.seed or 0, args.config, args.force, args.rounds, args.mode
+    )
 
 
 def _report(args: argparse.Namespace, result: dict[str, Any]) -> None:
@@ -168,40 +176,48 @@ def _train(args: argparse.Namespace) -> None:
 
 
 def _evaluate(args: argparse.Namespace) -> None:
-    task = get_task(args.task)
+    args.mode = resolve_mode(args.mode)
+    task = task_in(args.mode, args.task)
     if args.episodes < 1:
         raise UsageError(f"--episodes must be at least 1, got {args.episodes}")
     if not 0 <= args.sticky < 1:
         raise UsageError(f"--sticky must be from 0 up to (not including) 1, got {args.sticky}")
     if args.sticky and not task.atari:
         raise UsageError(f"--sticky is for the Atari tasks, {task.name} is none")
-    seed = load_config(args.budget, task.name, args.config).evaluation.seed if args.seed is None else args.seed
+    config = load_config(args.budget, task.name, args.config, args.mode)
+    seed = config.evaluation.seed if args.seed is None else args.seed
     check_seed(seed)
     weights: dict[str, str] = {}
     if args.random:
         make_agent = random_maker(task)
     else:
         paths = find_weights(args, task.name)
-        from wm_lib.models.neural import NeuralWorldModel
-
         controller = Controller.load(paths["controller"])
-        world_model = NeuralWorldModel.load(paths["vae"], paths["mdn_rnn"], controller.meta.get("recent_z", 1))
+        if args.mode == "full":
+            from wm_lib.models.neural import NeuralWorldModel
+
+            world_model = NeuralWorldModel.load(paths["vae"], paths["mdn_rnn"], controller.meta.get("recent_z", 1))
+        else:
+            from wm_lib.models.reservoir import Reservoir
+
+            world_model = Reservoir.load(paths["reservoir"])
         make_agent = agent_maker(task, world_model, controller)
         weights = {path.name: checkpoints.read_meta(path)["sha256"] for path in paths.values()}
     result = evaluate(task, make_agent, args.episodes, seed, sticky=args.sticky)
-    print(f"{task.name}: {report.interval(result)} over {args.episodes} episodes; target {task.target:g}")
-    _report(args, {"task": task.name, "mode": "full", "weights": weights, "sticky": args.sticky, **result})
+    beside = "a simulated score, which has no target" if task.simulated else f"target {task.target:g}"
+    print(f"{task.name}: {report.interval(result)} over {args.episodes} episodes; {beside}")
+    _report(args, {"task": task.name, "mode": args.mode, "weights": weights, "sticky": args.sticky, **result})
 
 
 def find_weights(args: argparse.Namespace, task: str) -> dict[str, Path]:
-    """Where V, M and C of a task are: in --run-dir, or, where none is given, the shipped ones."""
-    names = ("vae", "mdn_rnn", "controller")
+    """Where V, M and C of a task are: in --run-dir, or, where none is given, the shipped ones (mode full)."""
+    names = ("vae", "mdn_rnn", "controller") if args.mode == "full" else ("reservoir", "controller")
     shipped = project_root() / "assets" / "weights" / task
-    nothing_named = args.run_dir == "auto" and args.budget == "auto" and args.rounds is None
+    nothing_named = args.run_dir == args.budget == "auto" and args.rounds is None and args.mode == "full"
     if nothing_named and (shipped / "controller.safetensors").exists():
         print(f"using the shipped weights in {shipped}")
         return {name: shipped / f"{name}.safetensors" for name in names}
-    run = Pipeline.open(task, args.budget, args.run_dir, 0, args.config, rounds=args.rounds)
+    run = Pipeline.open(task, args.budget, args.run_dir, 0, args.config, rounds=args.rounds, mode=args.mode)
     for name in names:
         run.facts(name)
     return {name: run.directory / name / f"{name}.safetensors" for name in names}
@@ -235,17 +251,22 @@ def _table(args: argparse.Namespace) -> None:
     if args.task:
         _world_model(args)
         return
-    folder = resolve_run_dir(args.run_dir, args.budget)
-    manifests = report.find_manifests(folder)
+    folder, mode = resolve_run_dir(args.run_dir, args.budget), resolve_mode(args.mode)
+    manifests = report.find_manifests(folder, mode)
     if not manifests:
-        raise StageError(f"no scores in {folder}; make one with: wm train --task pong --run-dir {folder}")
+        option = "" if mode == "full" else f" --mode {mode}"
+        raise StageError(f"no scores in {folder}; make one with: wm train --task pong --run-dir {folder}{option}")
     if args.publish:
+        if mode != "full":
+            raise UsageError(f"only scores of mode full are published, these are of mode {mode}")
         manifests = report.publish(folder, project_root())
     print(report.results_table(manifests))
     _report(args, {"manifests": manifests})
 
 
 def _world_model(args: argparse.Namespace) -> None:
+    if resolve_mode(args.mode) != "full":
+        raise UsageError("wm report --task examines the VAE and the MDN-RNN of mode full; leave --mode out")
     from wm_lib import examine
 
     args.force = True  # nothing is built on what is only looked at

@@ -2,7 +2,8 @@
 
 Layers, each merged over the one before: `presets/laptop.yaml`, which names every key; the budget's own
 preset, which says what is smaller or larger; your file. In each of them the top-level sections are for all
-tasks, and `tasks: {pong: {vae: {...}}}` changes them for one task.
+tasks, and `tasks: {pong: {vae: {...}}}` changes them for one task. `modes: {simulation: {...}}` holds sections and
+`tasks` of the same shape for runs in that mode, merged after those for all modes.
 """
 
 from __future__ import annotations
@@ -22,8 +23,10 @@ from wm_lib.errors import UsageError
 from wm_lib.tasks import TASKS, get_task
 
 BUDGETS = ("smoke", "laptop", "full")
+MODES = ("full", "gym_only", "simulation")  # torch and Gymnasium; Gymnasium alone; neither
 _PRESETS = Path(__file__).parent / "presets"
 _Sections = dict[str, dict[str, Any]]
+_Layer = list[tuple[str | None, str | None, _Sections]]  # (mode, task, sections): None for all of them
 
 
 class _Section(BaseModel):
@@ -98,6 +101,26 @@ class MDNRNNConfig(_Section):
     batch_size: int = Field(32, ge=1, le=65_536)
     num_updates: int = Field(1500, ge=1, le=10**8)
     learning_rate: float = Field(1e-3, gt=0, le=1)
+
+
+class ReservoirConfig(_Section):
+    """V and M where torch is absent: principal components and a random recurrent network with linear heads.
+
+    Attributes:
+        z_dim: Length of z.
+        size: Units of the reservoir.
+        spectral_radius: Of its weights; below 1 the memory fades.
+        leak: Share of the memory renewed at each decision; small = long memory.
+        ridge: Strength of the penalty on the heads' weights.
+        foresight: Decisions ahead for which C is told what to expect.
+    """
+
+    z_dim: int = Field(32, ge=1, le=256)
+    size: int = Field(256, ge=1, le=4096)
+    spectral_radius: float = Field(0.9, gt=0, le=2)
+    leak: float = Field(0.5, gt=0, le=1)
+    ridge: float = Field(1e-3, ge=0, le=10**6)
+    foresight: int = Field(4, ge=1, le=1000)
 
 
 class ControllerConfig(_Section):
@@ -229,6 +252,7 @@ class Config(_Section):
     collect: CollectConfig = CollectConfig()
     vae: VAEConfig = VAEConfig()
     mdnrnn: MDNRNNConfig = MDNRNNConfig()
+    reservoir: ReservoirConfig = ReservoirConfig()
     controller: ControllerConfig = ControllerConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     gates: GatesConfig = GatesConfig()
@@ -269,12 +293,14 @@ def resolve_budget(budget: str = "auto") -> str:
     return budget
 
 
-def load_config(budget: str = "auto", task: str | None = None, file: str | Path | None = None) -> Config:
+def load_config(
+    budget: str = "auto", task: str | None = None, file: str | Path | None = None, mode: str = "full"
+) -> Config:
     """Read the presets of a budget and your file on top, with one task's changes (task=None: with none).
 
     Raises:
         UsageError: The file cannot be read, or a key or value is wrong: one line with the key, the value and
-            the nearest valid key or the allowed range. The changes for all other tasks are checked too.
+            the nearest valid key or the allowed range. The changes for all other tasks and modes are checked too.
     """
     budget = resolve_budget(budget)
     task = None if task is None else get_task(task).name
@@ -284,11 +310,11 @@ def load_config(budget: str = "auto", task: str | None = None, file: str | Path 
     if file is not None:
         paths.append(Path(file))
     layers = [_read_layer(path) for path in paths]
-    name, by_task = paths[-1].name, layers[-1][1]
-    _build(_merge(layers, None), name)
-    for other, block in by_task.items():
-        _build(_merge(layers, other), name, f"tasks.{other}.", block)
-    return _build(_merge(layers, task), name)
+    name = paths[-1].name
+    for other_mode, other_task, block in layers[-1]:
+        prefix = (f"modes.{other_mode}." if other_mode else "") + (f"tasks.{other_task}." if other_task else "")
+        _build(_merge(layers, other_task, other_mode or "full"), name, prefix, block)
+    return _build(_merge(layers, task, mode), name)
 
 
 class _Loader(yaml.SafeLoader):
@@ -305,8 +331,8 @@ _Loader.add_implicit_resolver("!scientific", _SCIENTIFIC, list("-+0123456789"))
 _Loader.add_constructor("!scientific", _scientific)
 
 
-def _read_layer(path: Path) -> tuple[_Sections, dict[str, _Sections]]:
-    """Sections for all tasks, and sections for one task by its name."""
+def _read_layer(path: Path) -> _Layer:
+    """The blocks of a file, in the order in which they are merged: for all, for a task, for a mode, for both."""
     try:
         values = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)  # noqa: S506 (a SafeLoader)
     except OSError as error:
@@ -319,13 +345,26 @@ def _read_layer(path: Path) -> tuple[_Sections, dict[str, _Sections]]:
         problem = getattr(error, "problem", None) or "bad input"
         raise UsageError(f"{path}{line} is not YAML: {problem}") from error
     sections = _keys(values, path.name, "the whole file")
-    tasks = _keys(sections.pop("tasks", None), path.name, "tasks")
-    by_task = {}
+    modes = _keys(sections.pop("modes", None), path.name, "modes")
+    layer = _blocks(sections, path.name, None)
+    for mode, content in modes.items():
+        if mode not in MODES:
+            raise UsageError(f"{path.name}: modes.{mode}: unknown mode; {_hint(mode, MODES)}")
+        layer += _blocks(_keys(content, path.name, f"modes.{mode}"), path.name, mode)
+    return layer
+
+
+def _blocks(sections: dict[str, Any], file: str, mode: str | None) -> _Layer:
+    """Sections for all tasks, then those for one."""
+    prefix = f"modes.{mode}." if mode else ""
+    tasks = _keys(sections.pop("tasks", None), file, f"{prefix}tasks")
+    layer: _Layer = [(mode, None, _sections(sections, file, prefix))]
     for name, content in tasks.items():
+        where = f"{prefix}tasks.{name}"
         if name not in TASKS:
-            raise UsageError(f"{path.name}: tasks.{name}: unknown task; {_hint(name, TASKS)}")
-        by_task[name] = _sections(_keys(content, path.name, f"tasks.{name}"), path.name, f"tasks.{name}.")
-    return _sections(sections, path.name), by_task
+            raise UsageError(f"{file}: {where}: unknown task; {_hint(name, TASKS)}")
+        layer.append((mode, name, _sections(_keys(content, file, where), file, f"{where}.")))
+    return layer
 
 
 def _sections(values: dict[str, Any], file: str, prefix: str = "") -> _Sections:
@@ -344,12 +383,13 @@ def _keys(values: Any, file: str, key: str) -> dict[str, Any]:
     return {str(name): value for name, value in values.items()}
 
 
-def _merge(layers: Iterable[tuple[_Sections, dict[str, _Sections]]], task: str | None) -> _Sections:
+def _merge(layers: Iterable[_Layer], task: str | None, mode: str) -> _Sections:
     merged: _Sections = {}
-    for general, by_task in layers:
-        for sections in (general, by_task.get(task, {})):
-            for name, content in sections.items():
-                merged[name] = merged.get(name, {}) | content
+    for layer in layers:
+        for for_mode, for_task, sections in layer:
+            if for_mode in (None, mode) and for_task in (None, task):
+                for name, content in sections.items():
+                    merged[name] = merged.get(name, {}) | content
     return merged
 
 

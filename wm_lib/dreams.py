@@ -112,7 +112,7 @@ def dream_against_reality(
         `horizon`, `num_episodes`; `real` and `real_random`, mean and standard error of the controller and of random
         play; `dream` and `dream_random`, the same by temperature; `rank_correlation`, Spearman's, by temperature.
     """
-    from wm_lib.worlds.envs import make_env
+    from wm_lib.worlds import make_env
 
     horizon, world_model, task = default_horizon(run), run.world_model(), run.task
     start = np.zeros(num_params(world_model.feature_dim, task.num_actions))

@@ -70,7 +70,7 @@ def evaluate(
         seed: Seed of the first episode.
         sticky: Atari: probability of sticky actions.
         num_envs: Episodes played side by side.
-        backend: "gymnasium" for a score. EnvPool takes seeds only when it is made, so with it all
+        backend: "gymnasium" for a score of a real task. EnvPool takes seeds only when it is made, so with it all
             episodes are played side by side, whatever num_envs says.
         make_env: (num_envs, seeds) -> another vector environment to play in, under the rules of
             `wm_lib.worlds.envs.make_env` and obeying `reset(seed=[...])`.
@@ -88,9 +88,9 @@ def evaluate(
     if make_env is None:
 
         def make_env(num_envs: int, seeds: Sequence[int]) -> VectorEnv:
-            from wm_lib.worlds import envs
+            from wm_lib import worlds
 
-            return envs.make_env(task, num_envs, seeds, backend, sticky)
+            return worlds.make_env(task, num_envs, seeds, backend, sticky)
 
         if backend != "gymnasium":
             num_envs = episodes

@@ -192,6 +192,24 @@ def nll_beats_copy_last(facts: Mapping[str, float], *, margin: float = 0.0) -> G
     )
 
 
+def prediction_beats_copy_last(facts: Mapping[str, float], *, max_ratio: float = 0.95) -> Gate:
+    """The reservoir predicts the next z better than "nothing changes".
+
+    Args:
+        facts: What `wm_lib.models.reservoir.measure` returns of held-out data: `z_mse` and `copy_mse`.
+        max_ratio: Largest share of the copy's squared error. A head that learnt nothing stands at 1.
+    """
+    error, copy = float(facts["z_mse"]), float(facts["copy_mse"])
+    return Gate(
+        "prediction",
+        math.isfinite(error) and error <= max_ratio * copy,
+        f"squared error {error:.3g} of the next z",
+        f"at most {max_ratio:g} x that of copying the last z, {copy:.3g}",
+        "raise collect.num_steps, or raise reservoir.ridge if the error was above copying's",
+        {"z_mse": _finite(error), "copy_mse": _finite(copy), "max_ratio": max_ratio},
+    )
+
+
 def drift_bounded(
     world_model: WorldModel,
     latents: Mapping[str, np.ndarray],

@@ -9,6 +9,9 @@ that was stopped goes on from its last checkpoint.
 
 Later rounds (`runs/<run>/<task>/round-2/`, ...) have the same stages: the agent of the round before collects, and V, M
 and C go on from its weights, with the data of all rounds.
+
+In the modes without torch a reservoir takes the place of vae, latents and mdn_rnn (`wm_lib.stages.STAGES`), and the
+stages live in `runs/<run>/<task>/<mode>/`.
 """
 
 from __future__ import annotations
@@ -26,17 +29,18 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from wm_lib import checkpoints, folders, gates, provenance, rollouts
-from wm_lib.config import Config, load_config, resolve_budget
+from wm_lib.config import MODES, Config, load_config, resolve_budget
 from wm_lib.control.controller import Controller
 from wm_lib.errors import StageError, UsageError
 from wm_lib.seeding import check_seed
 from wm_lib.stages import CHECKS, SECTIONS, STEPS
+from wm_lib.stages import STAGES as STAGES_OF
 from wm_lib.tasks import Task, get_task
 
 if TYPE_CHECKING:
-    from wm_lib.models.neural import NeuralWorldModel
+    from wm_lib.models.world_model import WorldModel
 
-STAGES = tuple(STEPS)
+STAGES = STAGES_OF["full"]
 VERSION = 1  # of the stages' meaning: raise it when a stage's result changes for the same settings
 _NOT_KEPT = ("stage", "started", "gates", "checkpoint")  # files of these names are not what a stage is made for
 _RECORD = {"key", "seed", "config", "minutes", "files", "facts"}  # what is read from a stage.json
@@ -54,6 +58,7 @@ class Pipeline:
         arguments: What to give to `wm` for this run, for messages and manifests; "" = task and folder.
         force: Whether to go on where a gate failed.
         round: 1 for the first, which starts from nothing.
+        mode: "full", "gym_only" or "simulation": what the world and the world model are.
     """
 
     task: Task
@@ -63,6 +68,7 @@ class Pipeline:
     arguments: str = ""
     force: bool = False
     round: int = 1
+    mode: str = "full"
 
     @classmethod
     def open(
@@ -74,18 +80,23 @@ class Pipeline:
         config_file: str | Path | None = None,
         force: bool = False,
         rounds: int | None = None,
+        mode: str = "full",
     ) -> Pipeline:
         """The pipeline of a task as a command line or a notebook names it; run_dir "auto" is runs/<budget>.
 
         It is that of the last of so many rounds, `rounds.num_rounds` if None; the earlier ones are its `previous`.
+        Mode "auto" is what this machine has, see `wm_lib.doctor`.
 
         Raises:
-            UsageError: An unknown task or budget, a bad configuration, a seed or a number of rounds out of range.
+            UsageError: An unknown task, budget or mode, a bad configuration, a seed or a number of rounds out of range.
         """
-        found = get_task(task)
+        mode = resolve_mode(mode)
+        found = task_in(mode, task)
         check_seed(seed)
-        config = load_config(budget, found.name, config_file)
+        config = load_config(budget, found.name, config_file, mode)
         arguments = ["--task", found.name, "--budget", resolve_budget(budget)]
+        if mode != "full":
+            arguments += ["--mode", mode]
         if str(run_dir) != "auto":
             arguments += ["--run-dir", str(run_dir)]
         if seed:
@@ -95,9 +106,28 @@ class Pipeline:
         number = config.rounds.num_rounds if rounds is None else rounds
         if not 1 <= number <= 100:
             raise UsageError(f"--rounds must be from 1 to 100, got {number}")
+        if number > 1 and mode != "full":
+            raise UsageError(f"rounds are for mode full; mode {mode} has one, got {number}")
         directory = folders.resolve_run_dir(run_dir, budget) / found.name
-        run = cls(found, config, directory, seed, shlex.join(arguments), force)
+        if mode != "full":
+            directory /= mode
+        run = cls(found, config, directory, seed, shlex.join(arguments), force, mode=mode)
         return run if number == 1 else replace(run, directory=directory / f"round-{number}", round=number)
+
+    @property
+    def stages(self) -> tuple[str, ...]:
+        """The stages of its mode, in order."""
+        return STAGES_OF[self.mode]
+
+    def before(self, stage: str) -> tuple[str, ...]:
+        """The stages before one.
+
+        Raises:
+            UsageError: This mode has no such stage.
+        """
+        if stage not in self.stages:
+            raise UsageError(f"mode {self.mode} has no stage '{stage}'; choose one of {', '.join(self.stages)}")
+        return self.stages[: self.stages.index(stage)]
 
     @cached_property
     def config(self) -> Config:
@@ -121,7 +151,7 @@ class Pipeline:
         """Make a stage and whatever it needs; returns its folder. What is there already is not made again."""
         if self.previous:
             self.previous.build("controller")
-        for name in (*_before(stage), stage):
+        for name in (*self.before(stage), stage):
             self.run_stage(name)
         return self.directory / stage
 
@@ -136,7 +166,7 @@ class Pipeline:
         if self._is_done(stage, key) or (folders.bring_back(directory, key) and self._is_done(stage, key)):
             self._require_gates(stage)
             return directory
-        for earlier in _before(stage):
+        for earlier in self.before(stage):
             if (self.directory / earlier / "stage.json").exists() and not self._is_current(earlier):
                 print(f"{self.directory / earlier} was made with other settings; {stage} goes on from it as it is")
             self._require_gates(earlier)
@@ -161,7 +191,7 @@ class Pipeline:
                 "minutes": minutes,
                 "files": {path.name: checkpoints.sha256_file(path) for path in artefacts if path.stem not in _NOT_KEPT},
                 "facts": facts,
-                "failed_gates": self.failed_gates(_before(stage)),
+                "failed_gates": self.failed_gates(self.before(stage)),
                 "machine": provenance.machine(),
                 "versions": provenance.versions(),
             },
@@ -190,8 +220,10 @@ class Pipeline:
         checkpoints.write_json(path, {"schema": 1, "made_from": made_from, "gates": rows})
         return measured
 
-    def failed_gates(self, stages: Iterable[str] = STAGES) -> list[str]:
-        """Names of the gates that these stages, and any of the rounds before, did not pass ("round 2: drift")."""
+    def failed_gates(self, stages: Iterable[str] | None = None) -> list[str]:
+        """Names of the gates that these stages (all, if None), and any of the rounds before, did not pass
+        ("round 2: drift")."""
+        stages = self.stages if stages is None else stages
         earlier = self.previous.failed_gates() if self.previous else []
         prefix = f"round {self.round}: " if self.round > 1 else ""
         return earlier + [prefix + gate.name for stage in stages for gate in self.gates(stage) if not gate.passed]
@@ -207,7 +239,7 @@ class Pipeline:
         Raises:
             StageError: The stage has not been made, or its record is damaged; the message says what to type.
         """
-        missing = [name for name in (*_before(stage), stage) if not (self.directory / name / "stage.json").exists()]
+        missing = [name for name in (*self.before(stage), stage) if not (self.directory / name / "stage.json").exists()]
         if stage in missing:
             raise StageError(
                 f"{', '.join(missing)} of {self.task.name} not made yet in {self.directory}; "
@@ -230,11 +262,17 @@ class Pipeline:
 
     def latents(self) -> dict[str, np.ndarray]:
         """V's posterior of every frame with the actions, rewards and ends, as M reads them."""
-        self.facts("latents")
-        return checkpoints.load(self.directory / "latents" / "latents.safetensors")[0]
+        stage = "latents" if self.mode == "full" else "reservoir"
+        self.facts(stage)
+        return checkpoints.load(self.directory / stage / "latents.safetensors")[0]
 
-    def world_model(self, bf16: bool = False) -> NeuralWorldModel:
-        """V and M together."""
+    def world_model(self, bf16: bool = False) -> WorldModel:
+        """V and M together; `bf16` see `NeuralWorldModel`."""
+        if self.mode != "full":
+            from wm_lib.models.reservoir import Reservoir
+
+            self.facts("reservoir")
+            return Reservoir.load(self.directory / "reservoir" / "reservoir.safetensors")
         from wm_lib.models.neural import NeuralWorldModel
 
         for stage in ("vae", "mdn_rnn"):
@@ -269,8 +307,8 @@ class Pipeline:
             "seed": self.seed,
             "config": self._settings(stage),
         }
-        if stage != STAGES[0]:
-            made_from["upstream"] = self.facts(STAGES[STAGES.index(stage) - 1])["key"]
+        if earlier := self.before(stage):
+            made_from["upstream"] = self.facts(earlier[-1])["key"]
         elif self.previous:
             made_from["upstream"] = self.previous.facts("controller")["key"]
         return hashlib.sha256(json.dumps(made_from, sort_keys=True).encode()).hexdigest()
@@ -308,7 +346,30 @@ class Pipeline:
         return False
 
 
-def _before(stage: str) -> tuple[str, ...]:
-    if stage not in STAGES:
-        raise UsageError(f"unknown stage '{stage}'; choose one of {', '.join(STAGES)}")
-    return STAGES[: STAGES.index(stage)]
+def resolve_mode(mode: str = "full") -> str:
+    """Turn a mode into one of `MODES`; "auto" is what this machine has.
+
+    Raises:
+        UsageError: It is none of them.
+    """
+    if mode == "auto":
+        from wm_lib.doctor import detect_mode
+
+        mode = detect_mode().mode
+    if mode not in MODES:
+        raise UsageError(f"unknown mode '{mode}'; choose one of auto, {', '.join(MODES)}")
+    return mode
+
+
+def task_in(mode: str, name: str) -> Task:
+    """The task as a mode plays it.
+
+    Raises:
+        UsageError: There is no such task.
+    """
+    task = get_task(name)
+    if mode != "simulation":
+        return task
+    from wm_lib.worlds.simulation import stand_in
+
+    return stand_in(task)

@@ -29,14 +29,21 @@ def beats_random(manifest: dict[str, Any]) -> bool:
 
 
 def is_provisional(score: dict[str, Any], target: float) -> bool:
-    """Whether a better measurement is expected: the target is missed, or the episodes are fewer than the protocol's."""
+    """Whether a better measurement is expected: the target is missed, or the episodes are fewer than the protocol's.
+
+    A simulated task has no target (NaN), so that none can be missed.
+    """
     return score["mean"] < target or score["episodes"] < PROTOCOL_EPISODES
 
 
-def find_manifests(folder: Path) -> list[dict[str, Any]]:
+def find_manifests(folder: Path, mode: str = "full") -> list[dict[str, Any]]:
     """The manifests of a run folder (the last round's of each task) or of `assets/manifests`, in the tasks' order."""
     found = []
     for task in TASKS:
+        if mode != "full":
+            path = folder / task / mode / "evaluate" / "manifest.json"
+            found += [checkpoints.read_json(path)] if path.exists() else []
+            continue
         rounds = sorted(folder.glob(f"{task}/round-*/evaluate/manifest.json"), key=lambda path: int(path.parts[-3][6:]))
         paths = [folder / task / "evaluate" / "manifest.json", *rounds, folder / f"{task}.json"]
         paths = [path for path in paths if path.exists()]
@@ -46,13 +53,13 @@ def find_manifests(folder: Path) -> list[dict[str, Any]]:
 
 
 def results_rows(manifests: list[dict[str, Any]]) -> list[tuple[str, ...]]:
-    """One row of `COLUMNS` for each manifest."""
+    """One row of `COLUMNS` for each manifest; a simulated score says so and stands beside no target."""
     return [
         (
-            manifest["task"],
+            f"{manifest['task']} (simulated)" if manifest.get("mode") == "simulation" else manifest["task"],
             interval(manifest["score"]),
             interval(manifest["random_score"]),
-            f"{manifest['target']:g}",
+            "none" if manifest.get("mode") == "simulation" else f"{manifest['target']:g}",
             str(manifest["score"]["episodes"]),
             f"{manifest['real_steps']['total']:,}",
             f"{sum(manifest['minutes'].values()):.0f}",

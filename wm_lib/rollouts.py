@@ -251,7 +251,7 @@ def _play(
     task: Task, meta: dict[str, Any], make_policy: Callable[[int], Policy], progress: Progress
 ) -> dict[str, np.ndarray]:
     """One shard, as `collect` describes it."""
-    from wm_lib.worlds.envs import make_env
+    from wm_lib.worlds import make_env
 
     num_envs, length = meta["num_envs"], meta["shard_length"]
     shard_seed = derive_seed(meta["seed"], "collect", meta["shard"])

@@ -2,6 +2,7 @@
 
 `wm_lib.pipeline` decides when a stage is made; here is what happens then. A stage is a function of the pipeline and a
 folder that returns facts worth keeping; a check is a function of the pipeline and these facts that returns gates.
+`STAGES` says which of them a mode has.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import numpy as np
 
 from wm_lib import checkpoints, gates, provenance, rollouts
 from wm_lib.control.agent import Agent, feature_statistics
+from wm_lib.errors import UsageError
 from wm_lib.evaluation import agent_maker, evaluate, random_maker
 from wm_lib.report import is_provisional
 
@@ -89,8 +91,20 @@ def _mdn_rnn(run: Pipeline, directory: Path) -> dict[str, Any]:
     return mdn_rnn.evaluate_mdn_rnn(net, latents, held_out)
 
 
+def _reservoir(run: Pipeline, directory: Path) -> dict[str, Any]:
+    from wm_lib.models.reservoir import fit_reservoir
+
+    data = run.rollouts()
+    model, latents, facts = fit_reservoir(data, run.config.reservoir, num_actions=run.task.num_actions, seed=run.seed)
+    model.save(directory / "reservoir.safetensors", {"task": run.task.name})
+    checkpoints.save(directory / "latents.safetensors", latents, {})
+    return facts
+
+
 def _controller(run: Pipeline, directory: Path) -> dict[str, Any]:
     config = run.config.controller
+    if config.type == "ppo" and run.mode != "full":
+        raise UsageError(f"mode {run.mode} trains C by evolution; set controller.type to original or cpu")
     world_model = run.world_model(bf16=True)
     if config.type == "ppo":
         from wm_lib.control.ppo import train_ppo
@@ -127,7 +141,7 @@ def _evaluate(run: Pipeline, directory: Path) -> dict[str, Any]:
     make_agent = agent_maker(run.task, run.world_model(), run.controller())
     score = evaluate(run.task, make_agent, config.episodes, config.seed)
     random = evaluate(run.task, random_maker(run.task), config.random_episodes, config.seed)
-    made = {stage: run.facts(stage) for stage in STEPS if stage != "evaluate"}
+    made = {stage: run.facts(stage) for stage in STAGES[run.mode] if stage != "evaluate"}
     steps, minutes = ({stage: 0 for stage in stages} for stages in (("collect", "controller"), made))
     for each in run.rounds:
         for stage in steps:
@@ -140,8 +154,8 @@ def _evaluate(run: Pipeline, directory: Path) -> dict[str, Any]:
             "schema": 1,
             "task": run.task.name,
             "env_id": run.task.env_id,
-            "target": run.task.target,
-            "mode": "full",
+            "target": None if run.task.simulated else run.task.target,
+            "mode": run.mode,
             "variant": made["controller"]["config"]["type"],
             "provisional": is_provisional(score, run.task.target),
             "seed": run.seed,
@@ -158,7 +172,7 @@ def _evaluate(run: Pipeline, directory: Path) -> dict[str, Any]:
             "command": run.command("evaluate"),
             "commit": provenance.commit(),
             "weights": {name: sha for record in made.values() for name, sha in record["files"].items()
-                        if name in ("vae.safetensors", "mdn_rnn.safetensors", "controller.safetensors")},
+                        if name in WEIGHTS},
         },
     )  # fmt: skip
     return {"mean": score["mean"], "random_mean": random["mean"]}
@@ -202,19 +216,37 @@ def _check_memory(run: Pipeline, facts: dict[str, Any]) -> list[gates.Gate]:
     return [gates.nll_beats_copy_last(facts), gates.drift_bounded(world_model, latents, sequences=held_out)]
 
 
+def _check_reservoir(run: Pipeline, facts: dict[str, Any]) -> list[gates.Gate]:
+    latents = run.latents()
+    _, held_out = rollouts.split_sequences(len(latents["mu"]))
+    return [
+        gates.prediction_beats_copy_last(facts),
+        gates.drift_bounded(run.world_model(), latents, sequences=held_out),
+    ]
+
+
+# What runs in which mode, in this order.
+STAGES = {
+    "full": ("collect", "vae", "latents", "mdn_rnn", "controller", "evaluate"),
+    "gym_only": ("collect", "reservoir", "controller", "evaluate"),
+    "simulation": ("collect", "reservoir", "controller", "evaluate"),
+}
 STEPS = {
     "collect": _collect,
     "vae": _vae,
     "latents": _latents,
     "mdn_rnn": _mdn_rnn,
+    "reservoir": _reservoir,
     "controller": _controller,
     "evaluate": _evaluate,
 }
-CHECKS = {"collect": _check_data, "latents": _check_latents, "mdn_rnn": _check_memory}
+WEIGHTS = {f"{stage}.safetensors" for stage in ("vae", "mdn_rnn", "reservoir", "controller")}
+CHECKS = {"collect": _check_data, "latents": _check_latents, "mdn_rnn": _check_memory, "reservoir": _check_reservoir}
 SECTIONS = {
     "collect": "collect",
     "vae": "vae",
     "mdn_rnn": "mdnrnn",
+    "reservoir": "reservoir",
     "controller": "controller",
     "evaluate": "evaluation",
 }  # of the configuration, which decide a stage's result

@@ -164,9 +164,9 @@ def train_evolution(
     if make_env is None:
 
         def make_env(num_envs: int, seeds: Sequence[int]) -> VectorEnv:
-            from wm_lib.worlds import envs
+            from wm_lib import worlds
 
-            return envs.make_env(task, num_envs, seeds, backend)
+            return worlds.make_env(task, num_envs, seeds, backend)
 
     make_agent = FeatureAgent if observes_features else Agent
 

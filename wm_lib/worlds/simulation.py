@@ -23,15 +23,16 @@ from wm_lib.tasks import FRAME_SIZE, TASKS, Task
 
 State = dict[str, np.ndarray]
 
-LUCK = 16  # uniform random numbers of an episode
-BALL = 1.5  # half of the ball's side
+LUCK = 20  # uniform random numbers of an episode; a serve takes two
+BALL = 2.0  # half of the ball's side
 COURT = FRAME_SIZE - BALL  # where the ball's middle turns back at the far side; at the near side BALL
 AGENT, OPPONENT = 58.0, 6.0  # where the paddles meet the ball, across the court
-HALF_PADDLE, PADDLE_SPEED = 6.0, 3.0
+HALF_PADDLE, PADDLE_SPEED = 7.0, 3.5
+BALL_SPEED = 3.0  # across
 REACH = HALF_PADDLE + BALL  # a ball this far from the paddle's middle is still met
-MAX_SLOPE = 1.3  # of a ball met at the paddle's end: its speed along over that across
-PONG_SPEED, OPPONENT_SPEED, POINTS = 2.5, 0.8, 3
-BREAKOUT_SPEED, LIVES = 3.0, 3
+MAX_SLOPE = 1.0  # of a ball met at the paddle's end: its speed along over that across
+OPPONENT_SPEED, POINTS = 1.2, 5
+LIVES = 3
 BRICK_ROWS, BRICK_COLUMNS = 3, 8
 WALL, BRICK_DEPTH, BRICK_WIDTH = 8.0, 4.0, 8.0  # the first brick's near edge, and sizes across and along
 
@@ -165,9 +166,9 @@ def make_env(task: Task, num_envs: int, seed: int | Sequence[int]) -> SimulatedV
 # --- A ball and paddles. `across` is the way between the paddles, `along` the one they move: Pong's x and y.
 
 
-def _begin_ball(luck: np.ndarray, speed: float) -> State:
+def _begin_ball(luck: np.ndarray) -> State:
     middle = np.full(len(luck), FRAME_SIZE / 2)
-    state = {"luck": luck, "serves": np.zeros(len(luck), np.int64), "speed": np.full(len(luck), speed)}
+    state = {"luck": luck, "serves": np.zeros(len(luck), np.int64)}
     state |= {name: middle.copy() for name in ("across", "along", "v_across", "v_along", "paddle")}
     _serve(state, np.ones(len(luck), bool))
     return state
@@ -176,13 +177,11 @@ def _begin_ball(luck: np.ndarray, speed: float) -> State:
 def _serve(state: State, rows: np.ndarray) -> None:
     """Put the ball into the middle of the court, on its way to the agent, where `rows` (bool) is true."""
     luck, serves = state["luck"], state["serves"]
-    where, slope = (
-        np.take_along_axis(luck, ((2 * serves + k) % LUCK)[:, None], 1)[:, 0] for k in (0, 1)
-    )  # two numbers a serve
+    where, slope = (luck[np.arange(len(luck)), (2 * serves + k) % LUCK] for k in (0, 1))
     state["across"][rows] = FRAME_SIZE / 2
     state["along"][rows] = (BALL + where * (COURT - BALL))[rows]
-    state["v_across"][rows] = state["speed"][rows]
-    state["v_along"][rows] = (state["speed"] * MAX_SLOPE * (2 * slope - 1))[rows]
+    state["v_across"][rows] = BALL_SPEED
+    state["v_along"][rows] = (BALL_SPEED * MAX_SLOPE * (2 * slope - 1))[rows]
     serves[rows] += 1
 
 
@@ -210,13 +209,13 @@ def _meet(state: State, paddle: np.ndarray, arrives: np.ndarray, line: float) ->
     met = arrives & (np.abs(off) <= REACH)
     state["across"] = np.where(met, 2 * line - state["across"], state["across"])
     state["v_across"] = np.where(met, -state["v_across"], state["v_across"])
-    state["v_along"] = np.where(met, state["speed"] * MAX_SLOPE * off / REACH, state["v_along"])
+    state["v_along"] = np.where(met, BALL_SPEED * MAX_SLOPE * off / REACH, state["v_along"])
 
 
 def _begin_pong(luck: np.ndarray) -> State:
     zero = np.zeros(len(luck), np.int64)
     opponent = np.full(len(luck), FRAME_SIZE / 2)
-    return _begin_ball(luck, PONG_SPEED) | {"opponent": opponent, "ours": zero, "theirs": zero.copy()}
+    return _begin_ball(luck) | {"opponent": opponent, "ours": zero, "theirs": zero.copy()}
 
 
 def _advance_pong(state: State, action: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -235,7 +234,7 @@ def _advance_pong(state: State, action: np.ndarray) -> tuple[np.ndarray, np.ndar
 def _begin_breakout(luck: np.ndarray) -> State:
     num = len(luck)
     bricks = np.ones((num, BRICK_ROWS, BRICK_COLUMNS), bool)
-    return _begin_ball(luck, BREAKOUT_SPEED) | {"bricks": bricks, "lives": np.full(num, LIVES)}
+    return _begin_ball(luck) | {"bricks": bricks, "lives": np.full(num, LIVES)}
 
 
 def _advance_breakout(state: State, action: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
