@@ -8,9 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-import gymnasium
 import numpy as np
 
 from wm_lib.control.agent import Agent, FeatureAgent, RandomAgent
@@ -19,7 +18,12 @@ from wm_lib.control.evolution import CMAES, play_once
 from wm_lib.errors import UsageError
 from wm_lib.pipeline import Pipeline
 from wm_lib.seeding import derive_seed
-from wm_lib.worlds.dream import DreamEnv, DreamVectorEnv
+from wm_lib.worlds.dreaming import Dreams
+
+if TYPE_CHECKING:
+    from gymnasium.vector import VectorEnv
+
+    from wm_lib.worlds.dream import DreamEnv, DreamVectorEnv
 
 TEMPERATURES = (0.1, 0.5, 1.0, 1.3)
 
@@ -58,6 +62,8 @@ def make_dreams(
 
 def make_dream(task: str, render_mode: str | None = None, **options: Any) -> DreamEnv:
     """One dream; the options are those of `make_dreams`, without `num_envs`."""
+    from wm_lib.worlds.dream import DreamEnv
+
     return DreamEnv(make_dreams(task, 1, **options), render_mode)
 
 
@@ -69,16 +75,18 @@ def dreams_of(
     starts: str = "episodes",
     seed: int = 0,
     done_threshold: float | None = None,
-) -> DreamVectorEnv:
-    """`make_dreams` for a run that is already open."""
+) -> DreamVectorEnv | Dreams:
+    """`make_dreams` for a run that is already open; in mode simulation they do without Gymnasium."""
     if starts not in ("episodes", "anywhere"):
         raise UsageError(f"starts must be episodes or anywhere, found {starts}")
     latents = run.latents()
     mu = latents["mu"]
     start_z = mu[latents["first"]] if starts == "episodes" else mu.reshape(-1, mu.shape[-1])
     horizon = horizon or default_horizon(run)
-    num_actions = run.task.num_actions
-    return DreamVectorEnv(run.world_model(), start_z, num_envs, horizon, temperature, num_actions, seed, done_threshold)
+    make = Dreams
+    if run.mode != "simulation":
+        from wm_lib.worlds.dream import DreamVectorEnv as make
+    return make(run.world_model(), start_z, num_envs, horizon, temperature, run.task.num_actions, seed, done_threshold)
 
 
 def default_horizon(run: Pipeline) -> int:
@@ -120,7 +128,7 @@ def dream_against_reality(
     population = Population(candidates.astype(np.float32), world_model.feature_dim)
     rollouts = max(1, num_episodes // 4)
 
-    def play(env: gymnasium.vector.VectorEnv, player: Controller | Population | None, make_agent: type) -> np.ndarray:
+    def play(env: VectorEnv, player: Controller | Population | None, make_agent: type) -> np.ndarray:
         """Return of each episode."""
         if player is None:
             agent = RandomAgent(task.num_actions, env.num_envs)
@@ -174,5 +182,10 @@ def _mean(returns: np.ndarray) -> dict[str, float]:
     return {"mean": float(returns.mean()), "standard_error": float(error)}
 
 
-if "WorldModelsDream-v0" not in gymnasium.registry:
-    gymnasium.register("WorldModelsDream-v0", entry_point=make_dream, vector_entry_point=make_dreams)
+try:
+    import gymnasium
+except ImportError:  # mode simulation
+    pass
+else:
+    if "WorldModelsDream-v0" not in gymnasium.registry:
+        gymnasium.register("WorldModelsDream-v0", entry_point=make_dream, vector_entry_point=make_dreams)
