@@ -123,12 +123,6 @@ def _parser() -> argparse.ArgumentParser:
             metavar="N",
             help="the last of N rounds, each going on with its agent's data (default: rounds.num_rounds of the budget)",
         )
-        of_a_round.add_argument(
-            "--mode",
-            default="full",
-            metavar="M",
-            help=f"{' | '.join(MODES)}; auto: what this machine has (default: full)",
-        )
     speed = command("bench", _bench, "Measure how fast the parts are, beside plain ways of doing the same work.")
     speed.add_argument("names", nargs="*", metavar="NAME", help=f"{' | '.join(bench.BENCHES)} (default: all)")
     speed.add_argument("--task", metavar="T", help=f"{tasks} (default: car-racing; dream_step: the worst of all)")
@@ -136,6 +130,9 @@ def _parser() -> argparse.ArgumentParser:
     config = command("config", _config, "Print every setting of a budget as YAML.")
     config.add_argument("--task", metavar="T", help=tasks)
     config.add_argument("--show", action="store_true", help="print it (the default)")
+    for in_a_mode in (collect, train, score, table, config):
+        text = f"{' | '.join(MODES)}; auto: what this machine has (default: full)"
+        in_a_mode.add_argument("--mode", default="full", metavar="M", help=text)
     return parser  # fmt: skip
 
 
@@ -286,7 +283,8 @@ def _bench(args: argparse.Namespace) -> None:
 
 
 def _config(args: argparse.Namespace) -> None:
-    config = load_config(args.budget, get_task(args.task).name if args.task else None, args.config)
+    task = get_task(args.task).name if args.task else None
+    config = load_config(args.budget, task, args.config, resolve_mode(args.mode))
     print(yaml.safe_dump(config.to_dict(), sort_keys=False), end="")
     _report(args, {"config": config.to_dict()})
 
