@@ -299,7 +299,7 @@ def _vet(args: argparse.Namespace) -> None:
         print(finding)
     _report(args, {"findings": [asdict(finding) for finding in findings]})
     if findings:
-        raise StageError(f"{len(findings)} findings" + ("" if args.fix else "; wm vet --fix mends some of them"))
+        raise StageError(f"findings: {len(findings)}" + ("" if args.fix else "; some are mended by: wm vet --fix"))
     print("nothing to mend")
 
 
