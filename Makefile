@@ -23,8 +23,8 @@ test: $(INSTALLED)  ## run all tests, and every notebook at budget smoke
 	$(RUN) WM_BUDGET=smoke $(BIN)/python -m pytest --durations=10 \
 		--nbmake --nbmake-kernel=python3 --nbmake-timeout=300 tests notebooks
 
-lint: $(INSTALLED)  ## check the code with ruff
-	$(BIN)/ruff check .
+lint: $(INSTALLED)  ## review code, notebooks and documents (wm vet)
+	$(BIN)/wm vet
 
 lab: $(INSTALLED)  ## open the first notebook in JupyterLab
 	$(RUN) $(BIN)/jupyter lab notebooks/00_start_here.ipynb

@@ -35,7 +35,7 @@ def refused(capsys: pytest.CaptureFixture, *arguments: str, code: int = 2) -> st
 # --- Help
 
 
-@pytest.mark.parametrize("command", ["", "collect", "train", "evaluate", "course", "config"])
+@pytest.mark.parametrize("command", ["", "collect", "train", "evaluate", "course", "doctor", "vet", "config"])
 def test_help_names_every_option(capsys, command):
     with pytest.raises(SystemExit) as caught:
         cli.main([*command.split(), "--help"])
@@ -46,7 +46,7 @@ def test_help_names_every_option(capsys, command):
             assert option in text
         assert "smoke | laptop | full" in text
     else:
-        for name in ("collect", "train", "evaluate", "course", "config"):
+        for name in ("collect", "train", "evaluate", "course", "doctor", "vet", "config"):
             assert name in text
 
 
@@ -199,6 +199,7 @@ def test_config_prints_yaml_that_is_read_again(capsys, tmp_path):
         "gates",
         "rounds",
         "curriculum",
+        "doctor",
     ]
 
 
@@ -357,9 +358,7 @@ def test_evaluate_takes_the_shipped_weights_when_no_run_is_named(trained, capsys
 def test_a_failed_gate_ends_the_command_and_force_goes_on(capsys, tmp_path, monkeypatch):
     dark = Gate("frames", False, "all black", "a picture", "collect again")
     monkeypatch.setattr(pipeline, "CHECKS", {"collect": lambda run, facts: [dark]})
-    (tmp_path / "stop.yaml").write_text(
-        "gates: {stop: true}\ncollect: {num_steps: 64, num_envs: 2}\n"
-    )
+    (tmp_path / "stop.yaml").write_text("gates: {stop: true}\ncollect: {num_steps: 64, num_envs: 2}\n")
     command = ["--task", "pong", "--budget", "smoke", "--run-dir", str(tmp_path / "run"), "--config", "stop.yaml"]
     assert cli.main(["collect", *command]) == 1
     error = capsys.readouterr().err.splitlines()[-1]

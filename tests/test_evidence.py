@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from wm_lib import checkpoints, examine, report
+from wm_lib import checkpoints, examine, vet
 from wm_lib.evaluation import summarise
 from wm_lib.tasks import TASKS
 
@@ -16,10 +16,8 @@ WORLD_MODELS = sorted((ROOT / "assets" / "manifests" / "world-models").glob("*.j
 
 
 def test_the_readme_has_the_table_of_the_shipped_manifests() -> None:
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    table = text.partition(report.START)[2].partition(report.END)[0].strip()
     assert MANIFESTS
-    assert table == report.results_table(report.find_manifests(ROOT / "assets" / "manifests"))
+    assert list(vet.results(ROOT)) == []
 
 
 @pytest.mark.parametrize("path", MANIFESTS, ids=lambda path: path.stem)

@@ -9,6 +9,7 @@ import nbformat
 import papermill
 import pytest
 
+from wm_lib import vet
 from wm_lib.config import BUDGETS
 from wm_lib.tasks import TASKS
 
@@ -44,24 +45,14 @@ def headings(notebook):
     return found
 
 
-def difference(script, notebook):
-    """What differs between the twins, in words; "" where nothing does."""
-    sides = [[(c.cell_type, c.source, c.metadata.get("tags", [])) for c in twin.cells] for twin in (script, notebook)]
-    for number, (ours, theirs) in enumerate(zip(*sides, strict=False)):
-        if ours != theirs:
-            return f"cell {number}: {ours[1][:60]!r} {ours[2]} in the .py, {theirs[1][:60]!r} {theirs[2]} in the .ipynb"
-    lengths = [len(side) for side in sides]
-    return "" if lengths[0] == lengths[1] else f"{lengths[0]} cells in the .py, {lengths[1]} in the .ipynb"
-
-
 def test_these_are_all_notebooks_and_each_has_a_twin():
     for suffix in (".py", ".ipynb"):
         assert sorted(path.stem for path in FOLDER.glob(f"*{suffix}")) == NAMES
 
 
-def test_twins_are_equal(name, notebook):
-    found = difference(jupytext.read(FOLDER / f"{name}.py"), notebook)
-    assert not found, f"{name}: {found}; type: make sync"
+def test_vet_finds_nothing(name):
+    """Equal twins, no outputs, one cell of plain parameters, links that lead somewhere, no level of heading skipped."""
+    assert [str(finding) for finding in vet.notebook(FOLDER.parent, FOLDER / f"{name}.py")] == []
 
 
 def test_drift_is_noticed():
@@ -76,14 +67,12 @@ def test_drift_is_noticed():
             drifted.cells[2].metadata["tags"] = []
         else:
             drifted.cells.pop()
-        assert difference(script, drifted), change
-    assert not difference(script, jupytext.read(FOLDER / "00_start_here.py"))
+        assert vet.difference(script, drifted), change
+    assert not vet.difference(script, jupytext.read(FOLDER / "00_start_here.py"))
 
 
-def test_ipynb_is_valid_and_holds_no_outputs(notebook):
+def test_ipynb_is_valid(notebook):
     nbformat.validate(notebook)
-    for cell in code(notebook):
-        assert cell.outputs == [] and cell.execution_count is None
     ids = [cell.id for cell in notebook.cells]
     assert len(set(ids)) == len(ids)
 
@@ -106,24 +95,14 @@ def test_papermill_reads_the_four_parameters(name):
         assert all(word in words for word in known)
 
 
-def test_nothing_is_derived_in_the_parameters_cell(notebook):
-    (cell,) = [cell for cell in code(notebook) if "parameters" in cell.metadata.get("tags", [])]
-    for statement in ast.parse(cell.source).body:
-        assert isinstance(statement, ast.AnnAssign) and isinstance(statement.value, ast.Constant)
-
-
 def test_setup_follows_the_parameters(notebook):
     cells = code(notebook)
     assert "parameters" in cells[0].metadata["tags"]
     assert "run = Pipeline.open(task, budget, run_dir, seed)" in cells[1].source.splitlines()
 
 
-def test_one_title_one_question_and_no_level_skipped(name, notebook):
-    found = headings(notebook)
-    assert [level for level, _ in found].count(1) == 1 and found[0][0] == 1
-    assert found[0][1].startswith(name[:2])
-    for (above, _), (level, text) in zip(found[:-1], found[1:], strict=True):
-        assert level <= above + 1, f"'{text}' skips a level"
+def test_one_title_with_its_number_and_one_question(name, notebook):
+    assert headings(notebook)[0][1].startswith(name[:2])
     question = markdown(notebook)[0].splitlines()[1]
     assert question.startswith("**") and question.endswith("?**")
 
@@ -141,11 +120,7 @@ def test_readers_predict_before_they_run_and_get_an_explanation(notebook):
         assert sum(source.count(word) for source in markdown(notebook)) >= 2, word
 
 
-def test_links_lead_somewhere_and_the_last_cell_says_what_is_next(name, notebook):
-    for source in markdown(notebook):
-        for target in re.findall(r"\]\(([^)]+)\)", source):
-            if not target.startswith("http"):
-                assert (FOLDER / target.split("#")[0]).exists(), target
+def test_the_last_cell_says_what_is_next(name, notebook):
     after = (NAMES * 2)[NAMES.index(name) + 1]
     assert f"({after}.ipynb)" in markdown(notebook)[-1].split("## Next")[1]
 

@@ -254,9 +254,7 @@ def test_scalars_are_logged_for_each_shard(tmp_path, made):
 
 
 def test_no_finished_episode(tmp_path, monkeypatch, made):
-    monkeypatch.setattr(
-        StoryEnv, "reset", lambda self, options=None: (np.zeros((3, 64, 64, 3), np.uint8), {})
-    )
+    monkeypatch.setattr(StoryEnv, "reset", lambda self, options=None: (np.zeros((3, 64, 64, 3), np.uint8), {}))
     never = np.zeros(NUM_ENVS, bool)
     monkeypatch.setattr(
         StoryEnv, "step", lambda self, a: (np.ones((3, 64, 64, 3), np.uint8), a * 1.0, never, never, {})

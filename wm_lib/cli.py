@@ -6,13 +6,14 @@ import argparse
 import ast
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import yaml
 from safetensors import SafetensorError
 
-from wm_lib import bench, checkpoints, report
+from wm_lib import bench, checkpoints, doctor, report
 from wm_lib.config import BUDGETS, MODES, load_config, resolve_budget
 from wm_lib.control.controller import Controller
 from wm_lib.errors import StageError, UsageError
@@ -127,6 +128,10 @@ def _parser() -> argparse.ArgumentParser:
     speed.add_argument("names", nargs="*", metavar="NAME", help=f"{' | '.join(bench.BENCHES)} (default: all)")
     speed.add_argument("--task", metavar="T", help=f"{tasks} (default: car-racing; dream_step: the worst of all)")
     speed.add_argument("--rounds", type=int, default=5, metavar="N", help="times both sides take turns (default: 5)")
+    health = command("doctor", _doctor, "Find out what works on this machine, what mends the rest, and the mode.")
+    health.add_argument("--imports", action="store_true", help="measure imports beside their budgets instead")
+    review = command("vet", _vet, "Review the repository: code, notebooks, links, alt texts, and README's table.")
+    review.add_argument("--fix", action="store_true", help="first mend what can be mended safely")
     config = command("config", _config, "Print every setting of a budget as YAML.")
     config.add_argument("--task", metavar="T", help=tasks)
     config.add_argument("--show", action="store_true", help="print it (the default)")
@@ -280,6 +285,40 @@ def _bench(args: argparse.Namespace) -> None:
     result = bench.run_bench(args.names, args.task, budget=args.budget, file=args.config, seed=seed, rounds=args.rounds)
     print(bench.table(result))
     _report(args, result)
+
+
+def _doctor(args: argparse.Namespace) -> None:
+    config = load_config(args.budget, None, args.config).doctor
+    if args.imports:
+        from wm_lib import import_times
+
+        rows = import_times.measure_imports(timeout_seconds=config.timeout_seconds)
+        print(import_times.table(rows))
+        _report(args, {"imports": rows})
+        return
+    diagnosis = doctor.diagnose(
+        timeout_seconds=config.timeout_seconds,
+        run_dir=resolve_run_dir(args.run_dir, args.budget),
+        needed_bytes=doctor.bytes_of_frames(args.budget, args.config),
+    )
+    print(doctor.table(diagnosis))
+    print(f"\n{doctor.summary(diagnosis)}")
+    _report(args, diagnosis.to_dict())
+    for name in doctor.BASE:
+        if not diagnosis.components[name].works:
+            raise StageError(f"no mode without {name}: it {diagnosis.components[name].hint}")
+
+
+def _vet(args: argparse.Namespace) -> None:
+    from wm_lib import vet
+
+    findings = vet.vet(project_root(), args.fix)
+    for finding in findings:
+        print(finding)
+    _report(args, {"findings": [asdict(finding) for finding in findings]})
+    if findings:
+        raise StageError(f"findings: {len(findings)}" + ("" if args.fix else "; some are mended by: wm vet --fix"))
+    print("nothing to mend")
 
 
 def _config(args: argparse.Namespace) -> None:

@@ -246,6 +246,16 @@ class CurriculumConfig(_Section):
         return [get_task(name).name for name in stages]
 
 
+class DoctorConfig(_Section):
+    """Probing what is installed.
+
+    Attributes:
+        timeout_seconds: Time for each component to be imported and used once.
+    """
+
+    timeout_seconds: float = Field(15.0, gt=0, le=600)
+
+
 class Config(_Section):
     """All sections. Made by `load_config`; the fields' own defaults serve code that builds one by hand."""
 
@@ -258,6 +268,7 @@ class Config(_Section):
     gates: GatesConfig = GatesConfig()
     rounds: RoundsConfig = RoundsConfig()
     curriculum: CurriculumConfig = CurriculumConfig()
+    doctor: DoctorConfig = DoctorConfig()
 
     def for_round(self, number: int) -> Self:
         """The same with what later rounds do instead in its place."""

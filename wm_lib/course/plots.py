@@ -23,6 +23,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from wm_lib import doctor
+from wm_lib.doctor import Diagnosis
+
 if TYPE_CHECKING:
     from gymnasium.vector import VectorEnv
 
@@ -142,6 +145,30 @@ def film(frames: np.ndarray, description: str, *, fps: int = 12, max_frames: int
                 image.set_data(picture)
                 writer.grab_frame()
         return Film(path.read_bytes(), description, zoom * width)
+
+
+@dataclass(frozen=True)
+class Board:
+    """What `wm doctor` found, as a table in green, amber and red; in text it is the table of the terminal."""
+
+    diagnosis: Diagnosis
+
+    def _repr_html_(self) -> str:
+        # Colour, sign and word say the same, so that nobody needs to see the colour.
+        looks = {"ok": (GREEN, "✓"), "slow": (ORANGE, "!")}
+        rows = []
+        for name, component in self.diagnosis.components.items():
+            colour, sign = looks.get(component.status, (RED, "✗"))
+            status = f'<td style="background:{colour};color:black">{sign} {component.status.replace("_", " ")}</td>'
+            cells = (f"{component.seconds:.1f}", component.version or "", component.hint)
+            others = "".join(f'<td style="text-align:left">{html.escape(cell)}</td>' for cell in cells)
+            rows.append(f'<tr><th scope="row">{html.escape(name)}</th>{status}{others}</tr>')
+        head = "".join(f'<th scope="col">{name}</th>' for name in ("component", "status", "seconds", "version", "hint"))
+        caption = html.escape(doctor.summary(self.diagnosis))
+        return f"<table><caption>{caption}</caption><tr>{head}</tr>{''.join(rows)}</table>"
+
+    def __repr__(self) -> str:
+        return f"{doctor.table(self.diagnosis)}\n\n{doctor.summary(self.diagnosis)}"
 
 
 def frame_rows(

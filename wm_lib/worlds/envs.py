@@ -345,7 +345,7 @@ def _shrink(picture: np.ndarray, task: Task) -> np.ndarray:
 def _can_import(module: str) -> bool:
     try:
         importlib.import_module(module)
-    except (ImportError, OSError):
+    except Exception:  # whatever a broken installation throws
         return False
     return True
 
