@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import ast
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -127,6 +128,14 @@ def _parser() -> argparse.ArgumentParser:
     speed.add_argument("names", nargs="*", metavar="NAME", help=f"{' | '.join(bench.BENCHES)} (default: all)")
     speed.add_argument("--task", metavar="T", help=f"{tasks} (default: car-racing; dream_step: the worst of all)")
     speed.add_argument("--rounds", type=int, default=5, metavar="N", help="times both sides take turns (default: 5)")
+    stages = command(
+        "curriculum",
+        _curriculum,
+        "Train task after task towards its target, each in its own process; whatever fails is recorded and survived.",
+    )
+    stages.add_argument(
+        "--mode", metavar="M", help="auto | full | gym_only | simulation (default: curriculum.mode of the settings)"
+    )
     config = command("config", _config, "Print every setting of a budget as YAML.")
     config.add_argument("--task", metavar="T", help=tasks)
     config.add_argument("--show", action="store_true", help="print it (the default)")
@@ -229,6 +238,23 @@ def _course(args: argparse.Namespace) -> None:
     records = run_course(parameters, output)
     print(f"{len(records)} notebooks done in {sum(r['minutes'] for r in records):.0f} minutes: {output / 'index.html'}")
     _report(args, {"parameters": parameters, "notebooks": records})
+
+
+def _curriculum(args: argparse.Namespace) -> None:
+    from wm_lib import curriculum
+    from wm_lib.course import board
+
+    plan = curriculum.Curriculum.open(args.budget, args.run_dir, args.seed or 0, args.config, args.mode)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: the child ends with us
+    found = curriculum.run(plan, changed=lambda: board.save(plan))
+    _report(args, found)
+    print(curriculum.report_table(found))
+    print(f"report: {plan.directory / 'report.html'}")
+    if not found["complete"]:
+        raise KeyboardInterrupt
+    failed = [row["task"] for row in found["stages"] if row["status"] == "failed"]
+    if failed:
+        raise StageError(f"{', '.join(failed)} failed in every mode; the report says why, the same command tries again")
 
 
 def _table(args: argparse.Namespace) -> None:

@@ -1,0 +1,342 @@
+"""The board of a curriculum: how far it is, in JupyterLab with buttons, elsewhere as text and as a picture.
+
+Everything on it is read from the run's folder (the journal, the logs, the scalars, the artefacts), so any process may
+look at a curriculum that another one runs.
+"""
+
+from __future__ import annotations
+
+import atexit
+import base64
+import html
+import io
+import os
+import re
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from wm_lib.attempts import Try, control
+from wm_lib.child import tail_of
+from wm_lib.course.plots import BLUE, GREEN
+from wm_lib.curriculum import Curriculum, run
+from wm_lib.curriculum_report import make_report
+from wm_lib.errors import StageError
+from wm_lib.events import read_scalars
+from wm_lib.journal import results_of
+from wm_lib.report import aligned, html_table, interval
+
+if TYPE_CHECKING:
+    from wm_lib.pipeline import Pipeline
+
+COLUMNS = ("task", "state", "mode", "round", "score", "target")
+NUM_PICTURES, PICTURE_STRIDE = 5, 6
+_RETURNS = ("return", "best_return")  # of PPO, of evolution
+_TIME_LEFT = re.compile(r"^(.*?):.*?(\d+)%.*<((?:\d+:)?\d+:\d+)")
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """A curriculum at one moment.
+
+    Attributes:
+        rows: For each task `task`, `state` (waiting, running, paused, stopped, reached, not reached, failed), `mode`,
+            `round`, `score` and `ci95` of its last measurement or None, `target` or None where the score is simulated.
+        attempt: What is tried now, or was last; None before the beginning.
+        doing: The child's last line, with the time that this part of its work will still take.
+        curve: Steps and mean returns of C's training in the last try.
+        minutes_left: Of the tasks after this one, if they take as long as those before; None if that cannot be said.
+    """
+
+    rows: list[dict[str, Any]]
+    attempt: Try | None
+    doing: str
+    curve: tuple[np.ndarray, np.ndarray]
+    minutes_left: float | None
+
+
+def look(curriculum: Curriculum) -> Snapshot:
+    """How far a curriculum is."""
+    records = curriculum.records()
+    begin = records[0] if records else {"modes": dict.fromkeys(curriculum.configs, "")}
+    event = records[-1]["event"] if records else ""
+    now = event if event in ("paused", "stopped") else "running"
+    tries = [record for record in records if record["event"] == "try"]
+    rows, attempt = [], None
+    if tries:
+        last = tries[-1]
+        name = f"{last['task']}-{last['mode']}-round-{last['round']}.json"
+        attempt = Try(last["task"], last["mode"], last["round"], curriculum.directory / name)
+    for task in curriculum.configs:
+        results = results_of(records, task)
+        scored = [result for result in results if result["score"] is not None]
+        status = curriculum.next_try(task, begin, results) if records else "waiting"
+        if isinstance(status, Try):
+            mode, number = status.mode, status.round
+            status = now if attempt and attempt.task == task else "waiting"
+        else:
+            final = (scored or results or [{"mode": begin["modes"][task], "round": ""}])[-1]
+            mode, number = final["mode"], final["round"]
+        rows.append(
+            {
+                "task": task,
+                "state": status.replace("_", " "),
+                "mode": mode,
+                "round": number,
+                "score": scored[-1]["score"] if scored else None,
+                "ci95": scored[-1]["ci95"] if scored else None,
+                "target": None if mode == "simulation" else curriculum.target(task),
+            }
+        )
+    spent = [row["minutes"] for row in make_report(curriculum, records)["stages"]] if records else []
+    waiting = sum(row["state"] == "waiting" for row in rows)
+    left = waiting * sum(spent) / len(spent) if spent else None
+    doing = tail_of(attempt.log).rpartition("\n")[2] if attempt else ""
+    if (found := _TIME_LEFT.search(doing)) is not None:
+        doing = f"{found[1]}: {found[2]} %, {found[3]} left of it"
+    return Snapshot(rows, attempt, doing, _curve(curriculum, attempt), left)
+
+
+def _curve(curriculum: Curriculum, attempt: Try | None) -> tuple[np.ndarray, np.ndarray]:
+    nothing = (np.zeros(0, np.int64), np.zeros(0))
+    if attempt is None:
+        return nothing
+    logs = (curriculum.run_dir / attempt.task).rglob("controller/scalars.jsonl")
+    newest = max(logs, key=lambda path: path.stat().st_mtime, default=None)
+    scalars = read_scalars(newest.parent) if newest else {}
+    return next((scalars[name] for name in _RETURNS if name in scalars), nothing)
+
+
+def table(snapshot: Snapshot) -> list[tuple[str, ...]]:
+    """A row of COLUMNS for each task."""
+    return [
+        (
+            row["task"],
+            row["state"],
+            row["mode"],
+            str(row["round"]),
+            "" if row["score"] is None else interval({"mean": row["score"], "ci95": row["ci95"]}),
+            "" if row["target"] is None else f"{row['target']:g}",
+        )
+        for row in snapshot.rows
+    ]
+
+
+def text(snapshot: Snapshot) -> str:
+    """The board in words."""
+    done = sum(row["state"] in ("reached", "not reached", "failed") for row in snapshot.rows)
+    left = "" if not snapshot.minutes_left else f"; about {snapshot.minutes_left:.0f} minutes for the tasks after this"
+    return f"{aligned([COLUMNS, *table(snapshot)])}\n{done} of {len(snapshot.rows)} tasks done{left}. {snapshot.doing}"
+
+
+def pictures(run: Pipeline) -> dict[str, np.ndarray]:
+    """What the agent saw, what V keeps of it, and what M dreams from its first frame on, given the same actions.
+
+    Returns:
+        Title -> frames uint8 (NUM_PICTURES, 64, 64, 3); what the round has not made yet is left out.
+    """
+    found: dict[str, np.ndarray] = {}
+    length = (NUM_PICTURES - 1) * PICTURE_STRIDE + 1
+    try:
+        data = run.rollouts()
+        frames, action = data.frames[-1][0][:length], data.action[len(data.action) - len(data.frames[-1])][:length]
+        found["the agent sees"] = frames[::PICTURE_STRIDE]
+        world_model = run.world_model()
+        found["V keeps"] = world_model.decode(world_model.encode(frames[::PICTURE_STRIDE]))
+        z, h, rng = world_model.encode(frames[:1]), world_model.initial_state(1), np.random.default_rng(run.seed)
+        dreamt = [z]
+        for t in range(len(frames) - 1):
+            z, _, _, h = world_model.imagine(z, action[t : t + 1], h, 0.5, rng)
+            dreamt.append(z)
+        found["M dreams"] = world_model.decode(np.concatenate(dreamt[::PICTURE_STRIDE]))
+    except (StageError, ImportError):
+        pass
+    return found
+
+
+def draw(snapshot: Snapshot, shown: Mapping[str, np.ndarray] | None = None) -> Figure:
+    """The board as a picture: a score against its target for each task, the learning curve, and the pictures."""
+    shown, num = shown or {}, len(snapshot.rows)
+    figure = Figure(figsize=(max(7.0, 1.9 * num), 4.6 + 0.9 * len(shown)), dpi=80, layout="constrained")
+    grid = figure.add_gridspec(2 + len(shown), max(num, NUM_PICTURES) * num, height_ratios=[2, 2, *[0.9] * len(shown)])
+    width = grid.ncols // num
+    for i, row in enumerate(snapshot.rows):
+        _draw_score(figure.add_subplot(grid[0, i * width : (i + 1) * width]), row)
+    axes = figure.add_subplot(grid[1, :])
+    axes.plot(*snapshot.curve, color=BLUE, marker=".")
+    title = f"training of {snapshot.attempt.task}, round {snapshot.attempt.round}" if snapshot.attempt else "training"
+    axes.set(title=title, ylabel="mean return")
+    axes.grid(alpha=0.3)
+    if not len(snapshot.curve[0]):
+        axes.text(0.5, 0.5, "no episode has ended yet", ha="center", va="center", transform=axes.transAxes)
+    for i, (title, frames) in enumerate(shown.items()):
+        axes = figure.add_subplot(grid[2 + i, :])
+        axes.imshow(np.concatenate(frames, axis=1), interpolation="nearest")
+        axes.set_axis_off()
+        axes.set_title(title, fontsize="small")
+    return figure
+
+
+def _draw_score(axes: Axes, row: Mapping[str, Any]) -> None:
+    if row["score"] is not None:
+        axes.bar(0, row["score"], width=0.6, color=BLUE)
+        if None not in row["ci95"]:
+            low, high = row["ci95"]
+            axes.errorbar(0, row["score"], [[row["score"] - low], [high - row["score"]]], color="black", capsize=6)
+    if row["target"] is not None:
+        axes.axhline(row["target"], color=GREEN, linestyle="--", linewidth=2)
+        axes.annotate("target", (-0.45, row["target"]), xytext=(0, 3), textcoords="offset points", fontsize="small")
+    axes.axhline(0, color="black", linewidth=0.8)
+    axes.set(xlim=(-0.5, 0.5), xticks=[])
+    axes.margins(y=0.2)
+    axes.set_title(f"{row['task']}\n{row['state']}{', simulated' * (row['mode'] == 'simulation')}", fontsize="small")
+
+
+def describe(snapshot: Snapshot) -> str:
+    """What the picture shows, for those who cannot see it."""
+    told = [f"{task}: {state}{', score ' + score if score else ''}" for task, state, _, _, score, _ in table(snapshot)]
+    return "Scores against targets and the learning curve. " + "; ".join(told)
+
+
+def to_png(figure: Figure) -> bytes:
+    """The picture as a file's content."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png")
+    return buffer.getvalue()
+
+
+def save(curriculum: Curriculum) -> Path:
+    """Draw the board into the run's folder, without V and M, so that no torch is loaded; returns the path."""
+    path = curriculum.directory / "board.png"
+    temporary = path.with_suffix(".tmp")
+    temporary.write_bytes(to_png(draw(look(curriculum))))
+    os.replace(temporary, path)
+    return path
+
+
+class Session:
+    """A curriculum that runs beside a notebook, in a thread, with its board.
+
+    Ends with the notebook; begun again, it goes on where it was.
+
+    Args:
+        curriculum: What is run.
+        start: Runs it; takes `say` and `changed`, and returns the report, see `wm_lib.curriculum.run`.
+        seconds: Between two looks at it.
+    """
+
+    def __init__(self, curriculum: Curriculum, start: Callable[..., dict] = run, seconds: float = 5.0) -> None:
+        self.curriculum, self._start, self._seconds = curriculum, start, seconds
+        self._report: dict[str, Any] | None = None
+        self._error: BaseException | None = None
+        self._widgets = _widgets(curriculum)
+        self._pictures: tuple[Any, dict[str, np.ndarray]] = None, {}
+        self._done = threading.Event()
+        self.refreshed = threading.Thread(target=self._refresh, daemon=True)  # ends after the last look
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+        atexit.register(self._end)
+        if self._widgets:
+            self.refreshed.start()
+
+    @property
+    def board(self) -> Any:
+        """What a notebook shows: the widgets, or where there are none the board in words."""
+        return self._widgets["board"] if self._widgets else _Text(text(look(self.curriculum)))
+
+    def wait(self) -> dict[str, Any]:
+        """Wait for the end; returns the report. An interrupt stops the curriculum, in good order.
+
+        Raises:
+            StageError: It could not be run.
+        """
+        try:
+            while not self._done.wait(0.2):
+                pass
+        except KeyboardInterrupt:
+            self._end()
+        if self._error is not None:
+            raise self._error
+        assert self._report is not None
+        return self._report
+
+    def figure(self) -> Figure:
+        """The board as it is now, with what the agent sees, V keeps and M dreams."""
+        snapshot = look(self.curriculum)
+        return draw(snapshot, self._look_inside(snapshot))
+
+    def _run(self) -> None:
+        try:
+            self._report = self._start(self.curriculum, say=lambda line: None, changed=lambda: save(self.curriculum))
+        except BaseException as error:  # told to whoever waits
+            self._error = error
+        finally:
+            self._done.set()
+
+    def _end(self) -> None:
+        if not self._done.is_set():
+            control(self.curriculum.directory, "stop")
+            self._done.wait(30)
+
+    def _refresh(self) -> None:
+        while True:
+            ended = self._done.wait(self._seconds)
+            try:
+                show(self._widgets, look(self.curriculum), self.figure())
+            except Exception as error:  # a board is not worth a run
+                self._widgets["line"].value = html.escape(f"the board could not be drawn: {error}")
+            if ended:
+                break
+
+    def _look_inside(self, snapshot: Snapshot) -> dict[str, np.ndarray]:
+        """The pictures, made anew only when there is another world model."""
+        attempt = snapshot.attempt
+        if attempt is None:
+            return {}
+        for number in range(attempt.round, 0, -1):
+            run = self.curriculum.pipeline(attempt.task, attempt.mode, number)
+            made = [run.directory / stage / "stage.json" for stage in ("collect", "vae", "mdn_rnn")]
+            if made[0].exists():
+                version = [(path, path.stat().st_mtime) for path in made if path.exists()]
+                if self._pictures[0] != version:
+                    self._pictures = version, pictures(run)
+                return self._pictures[1]
+        return {}
+
+
+class _Text(str):
+    """A string that a notebook shows as it is."""
+
+    def __repr__(self) -> str:
+        return str(self)
+
+
+def _widgets(curriculum: Curriculum) -> dict[str, Any]:
+    """Table, line, picture and buttons; empty without ipywidgets."""
+    try:
+        import ipywidgets
+    except ImportError:
+        return {}
+    parts: dict[str, Any] = {name: ipywidgets.HTML() for name in ("table", "line", "picture")}
+    for name, word in (("pause", "Pause"), ("run", "Go on"), ("stop", "Stop")):
+        parts[name] = ipywidgets.Button(description=word)
+        parts[name].on_click(lambda _, name=name: control(curriculum.directory, name))
+    buttons = ipywidgets.HBox([parts["pause"], parts["run"], parts["stop"]])
+    parts["board"] = ipywidgets.VBox([parts["table"], parts["line"], buttons, parts["picture"]])
+    return parts
+
+
+def show(widgets: Mapping[str, Any], snapshot: Snapshot, figure: Figure) -> None:
+    """Bring the widgets up to date."""
+    rows = [[html.escape(cell) for cell in row] for row in table(snapshot)]
+    widgets["table"].value = html_table(COLUMNS, rows)
+    widgets["line"].value = html.escape(text(snapshot).rpartition("|\n")[2])
+    picture = base64.b64encode(to_png(figure)).decode()
+    words = html.escape(describe(snapshot), quote=True)
+    widgets["picture"].value = f'<img src="data:image/png;base64,{picture}" alt="{words}">'
