@@ -14,6 +14,7 @@ from types import SimpleNamespace
 
 import pytest
 import yaml
+from test_pipeline import TINY
 
 from wm_lib import attempts, checkpoints, cli, curriculum, journal
 from wm_lib.attempts import Try, control
@@ -643,7 +644,8 @@ def test_not_reached_is_no_error_and_a_failure_is_one(pretended, tmp_path, capsy
 
 
 def test_a_real_child_trains_and_the_curriculum_takes_its_score(tmp_path):
-    (tmp_path / "mine.yaml").write_text("curriculum: {stages: [pong], targets: {pong: -100}}")
+    settings = TINY | {"curriculum": {"stages": ["pong"], "targets": {"pong": -100}}, "evaluation": {"episodes": 1}}
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(settings))
     arguments = ["--budget", "smoke", "--run-dir", str(tmp_path / "run"), "--config", str(tmp_path / "mine.yaml")]
     assert cli.main(["curriculum", "--mode", "full", "--json", str(tmp_path / "out.json"), *arguments]) == 0
     (row,) = json.loads((tmp_path / "out.json").read_text())["stages"]

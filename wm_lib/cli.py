@@ -241,14 +241,17 @@ def _course(args: argparse.Namespace) -> None:
 
 
 def _curriculum(args: argparse.Namespace) -> None:
-    from wm_lib import curriculum
+    from wm_lib import curriculum, curriculum_report
     from wm_lib.course import board
 
     plan = curriculum.Curriculum.open(args.budget, args.run_dir, args.seed or 0, args.config, args.mode)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: the child ends with us
+    for name in ("SIGTERM", "SIGHUP"):  # as Ctrl-C, so that the child ends with us; unless nohup has them ignored
+        number = getattr(signal, name, None)
+        if number is not None and signal.getsignal(number) is signal.SIG_DFL:
+            signal.signal(number, signal.default_int_handler)
     found = curriculum.run(plan, changed=lambda: board.save(plan))
     _report(args, found)
-    print(curriculum.report_table(found))
+    print(curriculum_report.report_table(found))
     print(f"report: {plan.directory / 'report.html'}")
     if not found["complete"]:
         raise KeyboardInterrupt

@@ -97,7 +97,7 @@ def look(curriculum: Curriculum) -> Snapshot:
     spent = [row["minutes"] for row in make_report(curriculum, records)["stages"]] if records else []
     waiting = sum(row["state"] == "waiting" for row in rows)
     left = waiting * sum(spent) / len(spent) if spent else None
-    doing = tail_of(attempt.log).rpartition("\n")[2] if attempt else ""
+    doing = tail_of(attempt.log).rpartition("\n")[2] if event in ("try", "paused", "resumed") and attempt else ""
     if (found := _TIME_LEFT.search(doing)) is not None:
         doing = f"{found[1]}: {found[2]} %, {found[3]} left of it"
     return Snapshot(rows, attempt, doing, _curve(curriculum, attempt), left)
@@ -164,11 +164,11 @@ def draw(snapshot: Snapshot, shown: Mapping[str, np.ndarray] | None = None) -> F
     """The board as a picture: a score against its target for each task, the learning curve, and the pictures."""
     shown, num = shown or {}, len(snapshot.rows)
     figure = Figure(figsize=(max(7.0, 1.9 * num), 4.6 + 0.9 * len(shown)), dpi=80, layout="constrained")
-    grid = figure.add_gridspec(2 + len(shown), max(num, NUM_PICTURES) * num, height_ratios=[2, 2, *[0.9] * len(shown)])
-    width = grid.ncols // num
+    grid = figure.add_gridspec(2 + len(shown), 1, height_ratios=[2, 2, *[0.9] * len(shown)])
+    panels = grid[0].subgridspec(1, num)
     for i, row in enumerate(snapshot.rows):
-        _draw_score(figure.add_subplot(grid[0, i * width : (i + 1) * width]), row)
-    axes = figure.add_subplot(grid[1, :])
+        _draw_score(figure.add_subplot(panels[i]), row)
+    axes = figure.add_subplot(grid[1])
     axes.plot(*snapshot.curve, color=BLUE, marker=".")
     title = f"training of {snapshot.attempt.task}, round {snapshot.attempt.round}" if snapshot.attempt else "training"
     axes.set(title=title, ylabel="mean return")
@@ -176,7 +176,7 @@ def draw(snapshot: Snapshot, shown: Mapping[str, np.ndarray] | None = None) -> F
     if not len(snapshot.curve[0]):
         axes.text(0.5, 0.5, "no episode has ended yet", ha="center", va="center", transform=axes.transAxes)
     for i, (title, frames) in enumerate(shown.items()):
-        axes = figure.add_subplot(grid[2 + i, :])
+        axes = figure.add_subplot(grid[2 + i])
         axes.imshow(np.concatenate(frames, axis=1), interpolation="nearest")
         axes.set_axis_off()
         axes.set_title(title, fontsize="small")
