@@ -147,11 +147,12 @@ def test_whatever_happens_a_task_ends_as_promised(max_retries):
         met = [result for result in real if result["score"] >= 10.0]
         assert (status == "reached") == bool(met) and met in ([], results[-1:])
         assert (status == "failed") == (not scored)
-        assert all(2 <= result["round"] <= 2 + max_retries for result in results)
+        for result in results:
+            assert 2 <= result["round"] <= 2 + max_retries if result["mode"] == "full" else result["round"] == 1
         for place in {(result["mode"], result["round"]) for result in results}:
             kinds = [result["kind"] for result in results if (result["mode"], result["round"]) == place]
             assert kinds in ([None], ["signal"] * 2, ["signal", None], ["disk"], ["signal", "disk"])
-        if status == "not_reached" and results[-1]["score"] is not None and results[-1]["mode"] != "simulation":
+        if status == "not_reached" and results[-1]["score"] is not None and results[-1]["mode"] == "full":
             assert results[-1]["round"] == 2 + max_retries
 
 
@@ -387,8 +388,7 @@ KILLED: Behaviour = {
     ("pong", "full", 1): ["score 5"],
     ("pong", "full", 2): ["score 19"],
     ("lunar-lander", "full", 1): ["signal SIGSEGV", "exit 1"],
-    ("lunar-lander", "gym_only", 1): ["raise MemoryError", "score 10"],
-    ("lunar-lander", "gym_only", 2): ["score 250"],
+    ("lunar-lander", "gym_only", 1): ["raise MemoryError", "score 250"],
     ("breakout", "full", 1): ["raise OSError"],
     ("breakout", "gym_only", 1): ["nonsense {}", "exit 2"],
     ("breakout", "simulation", 1): ["score 3"],
@@ -514,8 +514,8 @@ def test_other_settings_are_another_curriculum(plan):
 def test_the_mode_is_found_once_and_written_down(plan, monkeypatch):
     asked = []
 
-    def detect_mode(timeout_seconds: float) -> SimpleNamespace:
-        asked.append(timeout_seconds)
+    def detect_mode() -> SimpleNamespace:
+        asked.append(True)
         modes = {"pong": "gym_only", "lunar-lander": "simulation"}
         return SimpleNamespace(mode="gym_only", reason="torch is missing", components={}, mode_for=modes.get)
 

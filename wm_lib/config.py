@@ -207,7 +207,7 @@ class CurriculumConfig(_Section):
         mode: What to run with, see `wm doctor`; "auto" = what the machine has.
         timeout_seconds: Time for one try at a task; pauses do not count.
         silence_seconds: Time without a new line in its logs after which a try counts as hung.
-        max_retries: Further rounds where the target is not met: more data from the agent, more training.
+        max_retries: Further rounds in mode full where the target is missed: more data from the agent, more training.
         stages: Task names in order.
         targets: Task name -> another mean return that counts as reached there than the task's own.
     """

@@ -34,7 +34,6 @@ from wm_lib.seeding import check_seed
 from wm_lib.tasks import get_task
 
 MODES = ("full", "gym_only", "simulation")  # the best first
-DIAGNOSIS_SECONDS = 15.0
 MAX_ROUNDS = 100
 _HOPELESS = ("disk", "usage")  # kinds of failure that the same try would only repeat
 
@@ -150,26 +149,25 @@ def next_try(
     Args:
         results: Of one task, in their order: `mode`, `round`, `score` (None: it failed), `kind` (of the failure).
         mode: Where to begin; lower ones follow where it fails.
-        first_round: Rounds of the first try.
-        target: A simulated score is never held against it, so that no further rounds follow one.
-        max_retries: Further rounds.
+        first_round: Rounds of the first try in mode full; the other modes have one round.
+        target: A simulated score is never held against it.
+        max_retries: Further rounds in mode full.
     """
     if not results:
-        return mode, first_round
+        return mode, first_round if mode == "full" else 1
     last = results[-1]
     if last["score"] is not None:
-        real = last["mode"] != "simulation"
-        if real and last["score"] >= target:
+        if last["mode"] != "simulation" and last["score"] >= target:
             return "reached"
-        further = real and last["round"] < min(first_round + max_retries, MAX_ROUNDS)
-        return (last["mode"], last["round"] + 1) if further else "not_reached"
+        further = last["mode"] == "full" and last["round"] < min(first_round + max_retries, MAX_ROUNDS)
+        return ("full", last["round"] + 1) if further else "not_reached"
     again = sum((other["mode"], other["round"]) == (last["mode"], last["round"]) for other in results)
     if again == 1 and last["kind"] not in _HOPELESS:
         return last["mode"], last["round"]
     if any(other["score"] is not None for other in results):
         return "not_reached"  # a further round failed; the score before it stands
     lower = MODES[MODES.index(last["mode"]) + 1 :]
-    return (lower[0], first_round) if lower else "failed"
+    return (lower[0], 1) if lower else "failed"
 
 
 def own_records(records: Iterable[dict[str, Any]], key: str) -> list[dict[str, Any]]:
@@ -193,7 +191,7 @@ def choose_modes(wanted: str, tasks: Iterable[str]) -> dict[str, Any]:
         return {"mode": wanted, "reason": "as the settings say", "modes": dict.fromkeys(tasks, wanted)}
     from wm_lib.doctor import detect_mode
 
-    found = detect_mode(DIAGNOSIS_SECONDS)
+    found = detect_mode()
     modes = {task: found.mode_for(task) for task in tasks}
     return {"mode": found.mode, "reason": found.reason or "nothing is missing", "modes": modes}
 
