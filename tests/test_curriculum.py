@@ -5,6 +5,7 @@ import json
 import os
 import random
 import signal
+import subprocess
 import sys
 import threading
 from collections.abc import Callable
@@ -603,6 +604,21 @@ def test_the_tail_of_a_log_begins_where_the_try_began(tmp_path):
 
 
 # --- The command
+
+
+def test_help_and_imports(capsys):
+    with pytest.raises(SystemExit):
+        cli.main(["curriculum", "--help"])
+    text = capsys.readouterr().out
+    assert all(option in text for option in ("--mode", "--budget", "--run-dir", "--seed", "--config", "--json"))
+    program = """
+import sys
+import wm_lib.curriculum, wm_lib.course.board
+heavy = {"torch", "gymnasium", "envpool", "stable_baselines3", "ipywidgets"} & sys.modules.keys()
+sys.exit(str(heavy) if heavy else 0)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 def test_the_command_of_a_try(plan):

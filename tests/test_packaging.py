@@ -25,7 +25,7 @@ PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 PROJECT = PYPROJECT["project"]
 HEAVY = {"torch", "gymnasium", "envpool", "ale_py", "stable_baselines3"}
 LIGHT_MODULES = (
-    "errors seeding tasks config checkpoints events rollouts evaluation pipeline curriculum cli course.board "
+    "errors seeding tasks config checkpoints events rollouts evaluation pipeline cli "
     "control.controller control.agent control.evolution"
 ).split()
 MAX_BYTES = 20 * 2**20

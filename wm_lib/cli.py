@@ -108,6 +108,14 @@ def _parser() -> argparse.ArgumentParser:
         help="another notebook parameter",
     )
     course.add_argument("--output", metavar="DIR", help="executed notebooks (default: build/course/<budget>)")
+    stages = command(
+        "curriculum",
+        _curriculum,
+        "Train task after task towards its target, each in its own process; whatever fails is recorded and survived.",
+    )
+    stages.add_argument(
+        "--mode", metavar="M", help="auto | full | gym_only | simulation (default: curriculum.mode of the settings)"
+    )
     table = command(
         "report",
         _table,
@@ -128,14 +136,6 @@ def _parser() -> argparse.ArgumentParser:
     speed.add_argument("names", nargs="*", metavar="NAME", help=f"{' | '.join(bench.BENCHES)} (default: all)")
     speed.add_argument("--task", metavar="T", help=f"{tasks} (default: car-racing; dream_step: the worst of all)")
     speed.add_argument("--rounds", type=int, default=5, metavar="N", help="times both sides take turns (default: 5)")
-    stages = command(
-        "curriculum",
-        _curriculum,
-        "Train task after task towards its target, each in its own process; whatever fails is recorded and survived.",
-    )
-    stages.add_argument(
-        "--mode", metavar="M", help="auto | full | gym_only | simulation (default: curriculum.mode of the settings)"
-    )
     config = command("config", _config, "Print every setting of a budget as YAML.")
     config.add_argument("--task", metavar="T", help=tasks)
     config.add_argument("--show", action="store_true", help="print it (the default)")
