@@ -80,7 +80,7 @@ print(report_table(report))
 
 # %%
 print(describe(look(plan)))
-session.figure()
+session.picture()
 
 # %% [markdown]
 # **Explain.** Everything that happened stands in `journal.jsonl`, one line each, written to the disk before the next step. Whatever

@@ -217,14 +217,15 @@ def test_the_pictures_are_made_anew_only_for_another_world_model(plan, monkeypat
     session.wait()
     session.refreshed.join(30)
     made.clear()
-    session.figure()
+    picture = session.picture()
     assert made == []  # nothing is collected
+    assert picture.png.startswith(PNG) and repr(picture) in picture._repr_html_()
     checkpoints.write_json(plan.run_dir / "pong" / "collect" / "stage.json", {})
-    session.figure()
-    session.figure()
+    session.picture()
+    session.picture()
     assert made == [1]  # the round before, once
     checkpoints.write_json(plan.run_dir / "pong" / "round-2" / "collect" / "stage.json", {})
-    session.figure()
+    session.picture()
     assert made == [1, 2]
 
 

@@ -145,7 +145,10 @@ def pictures(run: Pipeline) -> dict[str, np.ndarray]:
     length = (NUM_PICTURES - 1) * PICTURE_STRIDE + 1
     try:
         data = run.rollouts()
-        frames, action = data.frames[-1][0][:length], data.action[len(data.action) - len(data.frames[-1])][:length]
+        frames, action = (
+            np.array(data.frames[-1][0][:length]),
+            data.action[len(data.action) - len(data.frames[-1])][:length],
+        )
         found["the agent sees"] = frames[::PICTURE_STRIDE]
         world_model = run.world_model()
         found["V keeps"] = world_model.decode(world_model.encode(frames[::PICTURE_STRIDE]))
@@ -220,6 +223,21 @@ def save(curriculum: Curriculum) -> Path:
     return path
 
 
+@dataclass(frozen=True)
+class Picture:
+    """A PNG that a notebook shows; in text it is its description."""
+
+    png: bytes
+    description: str
+
+    def _repr_html_(self) -> str:
+        words = html.escape(self.description, quote=True)
+        return f'<img src="data:image/png;base64,{base64.b64encode(self.png).decode()}" alt="{words}">'
+
+    def __repr__(self) -> str:
+        return self.description
+
+
 class Session:
     """A curriculum that runs beside a notebook, in a thread, with its board.
 
@@ -266,10 +284,10 @@ class Session:
         assert self._report is not None
         return self._report
 
-    def figure(self) -> Figure:
+    def picture(self) -> Picture:
         """The board as it is now, with what the agent sees, V keeps and M dreams."""
         snapshot = look(self.curriculum)
-        return draw(snapshot, self._look_inside(snapshot))
+        return Picture(to_png(draw(snapshot, self._look_inside(snapshot))), describe(snapshot))
 
     def _run(self) -> None:
         try:
@@ -288,7 +306,7 @@ class Session:
         while True:
             ended = self._done.wait(self._seconds)
             try:
-                show(self._widgets, look(self.curriculum), self.figure())
+                show(self._widgets, look(self.curriculum), self.picture())
             except Exception as error:  # a board is not worth a run
                 self._widgets["line"].value = html.escape(f"the board could not be drawn: {error}")
             if ended:
@@ -332,11 +350,9 @@ def _widgets(curriculum: Curriculum) -> dict[str, Any]:
     return parts
 
 
-def show(widgets: Mapping[str, Any], snapshot: Snapshot, figure: Figure) -> None:
+def show(widgets: Mapping[str, Any], snapshot: Snapshot, picture: Picture) -> None:
     """Bring the widgets up to date."""
     rows = [[html.escape(cell) for cell in row] for row in table(snapshot)]
     widgets["table"].value = html_table(COLUMNS, rows)
     widgets["line"].value = html.escape(text(snapshot).rpartition("|\n")[2])
-    picture = base64.b64encode(to_png(figure)).decode()
-    words = html.escape(describe(snapshot), quote=True)
-    widgets["picture"].value = f'<img src="data:image/png;base64,{picture}" alt="{words}">'
+    widgets["picture"].value = picture._repr_html_()
