@@ -44,8 +44,9 @@ import shutil
 import sys
 
 from wm_lib.course import plots
-from wm_lib.course.board import Session, describe, look
+from wm_lib.course.board import describe, look
 from wm_lib.course.checks import check_next_try
+from wm_lib.course.session import Session
 from wm_lib.curriculum import Curriculum
 from wm_lib.curriculum import run as run_curriculum
 from wm_lib.curriculum_report import report_table

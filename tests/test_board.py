@@ -9,9 +9,10 @@ import pytest
 from test_curriculum import Behaviour, child_of, fake
 
 from wm_lib import checkpoints
-from wm_lib.course import board
-from wm_lib.course.board import Session, describe, draw, look, save, text, to_png
+from wm_lib.course import board, session
+from wm_lib.course.board import describe, draw, look, save, text, to_png
 from wm_lib.course.checks import check_next_try
+from wm_lib.course.session import Session
 from wm_lib.curriculum import Curriculum, run
 from wm_lib.errors import StageError
 from wm_lib.journal import Journal
@@ -185,7 +186,6 @@ def test_the_buttons_work(plan):
 def test_the_widgets_show_the_end(plan, monkeypatch):
     session = Session(plan, starting(REACHED), seconds=0.05)
     session.wait()
-    session.refreshed.join(30)
     rows, line, _, picture = session.board.children
     assert rows.value.count("reached") == 3 and "3 of 3 tasks done" in line.value
     assert picture.value.startswith('<img src="data:image/png;base64,') and "car-racing: reached" in picture.value
@@ -211,21 +211,20 @@ def test_what_goes_wrong_is_told_to_whoever_waits(plan):
 
 def test_the_pictures_are_made_anew_only_for_another_world_model(plan, monkeypatch):
     made = []
-    monkeypatch.setattr(board, "pictures", lambda run: made.append(run.round) or {})
+    monkeypatch.setattr(session, "pictures", lambda run: made.append(run.round) or {})
     begin(plan).append("try", key=plan.key, task="pong", mode="full", round=2, pid=1)
-    session = Session(plan, lambda plan, say, changed: {})
-    session.wait()
-    session.refreshed.join(30)
+    beside = Session(plan, lambda plan, say, changed: {})
+    beside.wait()
     made.clear()
-    picture = session.picture()
+    picture = beside.picture()
     assert made == []  # nothing is collected
     assert picture.png.startswith(PNG) and repr(picture) in picture._repr_html_()
     checkpoints.write_json(plan.run_dir / "pong" / "collect" / "stage.json", {})
-    session.picture()
-    session.picture()
+    beside.picture()
+    beside.picture()
     assert made == [1]  # the round before, once
     checkpoints.write_json(plan.run_dir / "pong" / "round-2" / "collect" / "stage.json", {})
-    session.picture()
+    beside.picture()
     assert made == [1, 2]
 
 
