@@ -20,6 +20,7 @@ from wm_lib.errors import StageError, UsageError
 from wm_lib.report import interval
 
 POLL_SECONDS = 0.2
+_MAX_TICK = 10.0  # seconds; more between two looks means that the machine, or we, were asleep
 LOCK = "child.lock"  # held as long as something of a child is alive
 
 
@@ -110,7 +111,7 @@ def _watch(
     spent, heard, size, last = 0.0, 0.0, -1, time.monotonic()
     while (code := child.wait(POLL_SECONDS)) is None:
         now = time.monotonic()
-        passed, last = now - last, now
+        passed, last = min(now - last, _MAX_TICK), now
         word = _control(directory)
         if word == "stop":
             child.end(gently=True)
