@@ -19,8 +19,8 @@
 #
 # ## Goals
 # - Run the whole way, from frames to a score, on Pong, LunarLander, Breakout and CarRacing.
-# - Read a score: a mean, how sure it is, and what it has to be compared with.
-# - See what each one cost in real decisions and in minutes.
+# - Watch it, hold it, stop it, and go on; and see what it does when a training crashes or hangs.
+# - Read a score: a mean, how sure it is, what it has to be compared with, and what it cost.
 #
 # ## Before you start
 # Any of the notebooks 02 to 06; whatever they made is used again here, and only what is missing is made. At `laptop` this is the
@@ -40,33 +40,53 @@ run_dir: str = "auto"  # folder of the run; auto is runs/BUDGET
 # `task` does not matter in this notebook: it goes through all of them, in the order of `curriculum.stages`.
 
 # %%
+import shutil
+import sys
+
 from wm_lib.course import plots
-from wm_lib.errors import StageError
+from wm_lib.course.board import describe, look
+from wm_lib.course.checks import check_next_try
+from wm_lib.course.session import Session
+from wm_lib.curriculum import Curriculum
+from wm_lib.curriculum import run as run_curriculum
+from wm_lib.curriculum_report import report_table
 from wm_lib.pipeline import STAGES, Pipeline
-from wm_lib.report import beats_random, results_table
+from wm_lib.report import beats_random
 
 run = Pipeline.open(task, budget, run_dir, seed)
-names = run.config.curriculum.stages
-print(f"{', '.join(names)} in {run.directory.parent}")
+plan = Curriculum.open(budget, run_dir, seed)
+print(f"{', '.join(plan.configs)} in {plan.run_dir}; journal and logs in {plan.directory}")
 
 # %% [markdown]
 # ## 1. The same recipe, four times
 # Collect, train V, encode, train M, train C, measure. The program is the same for every task; only a few numbers differ, such as how
-# rewards are scaled.
+# rewards are scaled. Each task runs in a process of its own. If its score meets the target, the next one begins. If not, it gets
+# further *rounds*: the agent collects new data, and V, M and C go on with it.
 #
 # **Predict.** Order the four from easiest to hardest for an agent that learns from pixels. Which will be furthest from its target?
 
 # %%
-manifests, failures = {}, {}
-for name in names:
-    one = Pipeline.open(name, budget, run_dir, seed)
-    try:
-        one.build("evaluate")
-        manifests[name] = one.manifest()
-    except StageError as error:  # the other tasks can still go on
-        failures[name] = str(error)
-for name, error in failures.items():
-    print(f"{name} failed: {error}")
+session = Session(plan)
+session.board
+
+# %% [markdown]
+# The board above is alive in JupyterLab. *Pause* freezes the training where it stands, *Go on* wakes it, *Stop* ends it in good order:
+# run the cell above again, and it goes on. In a terminal `wm curriculum` does the same, and `board.png` in the folder of the run is
+# the picture. The next cell waits for the end.
+
+# %%
+report = session.wait()
+print(f"mode {report['mode']}: {report['reason']}" + ("" if report["complete"] else "; stopped before its end"))
+print(report_table(report))
+
+# %%
+print(describe(look(plan)))
+session.picture()
+
+# %% [markdown]
+# **Explain.** Everything that happened stands in `journal.jsonl`, one line each, written to the disk before the next step. Whatever
+# ends this notebook, also a cut cable, the same cell reads the journal and goes on; the stages of a training do so from their last
+# checkpoint, and end with the very numbers they would have ended with.
 
 # %% [markdown]
 # ## 2. What came of it
@@ -74,16 +94,17 @@ for name, error in failures.items():
 # may be from it: were all of this repeated many times, 95 in 100 such intervals would hold it.
 
 # %%
-print(results_table(list(manifests.values())))
-for name, manifest in manifests.items():
-    reached = "target reached" if manifest["score"]["mean"] >= manifest["target"] else "target not reached"
-    apart = "clearly better than" if beats_random(manifest) else "not clearly apart from"
-    print(f"{name}: {reached}, {apart} random play")
-for name in failures:
-    print(f"{name}: failed, see above")
+scored = [row for row in report["stages"] if row["score"] is not None]
+manifests = {row["task"]: plan.pipeline(row["task"], row["mode"], row["round"]).manifest() for row in scored}
+for row in scored:
+    apart = "clearly better than" if beats_random(manifests[row["task"]]) else "not clearly apart from"
+    print(f"{row['task']}: target {row['status'].replace('_', ' ')}, {apart} random play")
+for row in report["stages"]:
+    for failure in row["failures"]:
+        print(f"{row['task']}, mode {failure['mode']}, round {failure['round']}: {failure['reason']}")
 
 # %%
-plots.scores(list(manifests.values()))
+plots.scores([manifests[row["task"]] for row in scored if row["mode"] != "simulation"])
 
 # %% [markdown]
 # **Explain.** Each panel has its own scale: a point in Pong is not a point in CarRacing. Look first whether the two black intervals
@@ -109,15 +130,106 @@ for name, manifest in manifests.items():
 # dream moves cost from the second kind to none at all, which is why dreams are worth the trouble.
 
 # %% [markdown]
+# ## 4. When things go wrong
+# A long run meets everything sooner or later: a library crashes, the memory is full, a process hangs and says nothing. Here is a
+# curriculum whose trainings only pretend. In mode `full` Breakout is killed as the system kills when memory runs out, and Pong falls
+# asleep. One mode lower both succeed.
+#
+# It is also how you write a curriculum of your own: any of these keys, in a YAML file, for `wm curriculum --config`.
+#
+# **Predict.** How many tries will there be, and what will the table say of each task?
+
+# %%
+folder = plan.run_dir / "trouble"
+shutil.rmtree(folder, ignore_errors=True)
+folder.mkdir(parents=True)
+(folder / "mine.yaml").write_text("""
+curriculum:
+  stages: [breakout, pong]
+  timeout_seconds: 1
+  max_retries: 0
+  targets: {breakout: 5}
+""")
+TROUBLE = {
+    "breakout": "import os; print('asking for much memory', flush=True); os.kill(os.getpid(), 9)",
+    "pong": "import time; print('good night', flush=True); time.sleep(1000)",
+}
+FINE = """
+import json, sys
+score = {"mean": 7.0, "ci95": [6.0, 8.0], "episodes": 2}
+manifest = {"mode": "gym_only", "score": score, "real_steps": {"total": 0}, "minutes": {}}
+json.dump(manifest, open(sys.argv[1], "w"))
+"""
+
+
+def pretend(plan, attempt) -> list[str]:
+    """The command of a try, which otherwise is `wm train`."""
+    return [sys.executable, "-c", TROUBLE[attempt.task] if attempt.mode == "full" else FINE, str(attempt.result)]
+
+
+trouble = run_curriculum(Curriculum.open(budget, folder, seed, folder / "mine.yaml", "full"), pretend, say=print)
+print(report_table(trouble))
+
+# %%
+for row in trouble["stages"]:
+    for failure in row["failures"]:
+        print(f"{row['task']}: {failure['kind']}: {failure['reason']}; its last words: {failure['tail']!r}")
+
+# %% [markdown]
+# **Explain.** Each try had a process of its own, so its end is not ours. What may be bad luck is tried once more, and goes on from
+# its last checkpoint; what fails twice is carried on one mode lower, and the table says in which mode a score was made. A score from
+# a *simulated* world is shown without a target: it is no Pong, and no claim about Pong.
+
+# %% [markdown]
+# ## 5. Your turn
+# **Decide what comes next** (10 minutes, easy). Given what was tried for one task, a list of results with `score` (a number, or `None`
+# where the try failed), say what follows: `"reached"`, `"again"` for a further round, or `"not_reached"`. There may be `max_retries`
+# further rounds after the first; here no two tries in a row fail, so that a failure is always worth another go.
+
+
+# %%
+def my_next_try(results: list[dict], target: float, max_retries: int) -> str | None:
+    """What follows from the results of one task, at least one of them."""
+    return None  # your code here
+
+
+print(check_next_try(my_next_try))
+
+# %% [markdown]
+# <details><summary>Hint</summary>
+#
+# Count the tries that have a score: a failed one was no further round.
+#
+# </details>
+# <details><summary>Solution</summary>
+#
+# ```python
+# def my_next_try(results, target, max_retries):
+#     last = results[-1]["score"]
+#     if last is None:
+#         return "again"
+#     if last >= target:
+#         return "reached"
+#     measured = sum(result["score"] is not None for result in results)
+#     return "again" if measured <= max_retries else "not_reached"
+# ```
+#
+# The library's own is `wm_lib.curriculum.next_try`, which also knows modes and hopeless failures.
+#
+# </details>
+
+# %% [markdown]
 # ## Summary
 
 # %%
-reached = [name for name, manifest in manifests.items() if manifest["score"]["mean"] >= manifest["target"]]
-print(f"{len(manifests)} of {len(names)} tasks ran to their end, {len(failures)} failed; target reached: {', '.join(reached) or 'none'}")
+reached = [row["task"] for row in report["stages"] if row["status"] == "reached"]
+failed = [row["task"] for row in report["stages"] if row["status"] == "failed"]
+print(f"{len(scored)} of {len(plan.configs)} tasks have a score, {len(failed)} failed; target reached: {', '.join(reached) or 'none'}")
 
 # %% [markdown]
 # - One program, four worlds.
 # - A score needs an interval, a baseline and its cost beside it.
+# - A long run has to expect crashes, and to write down what it knows before it goes on.
 #
 # ## Next
 # [08 Results](08_results.ipynb): what did it reach, and how do we know?

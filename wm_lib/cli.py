@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import ast
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
@@ -108,6 +109,14 @@ def _parser() -> argparse.ArgumentParser:
         help="another notebook parameter",
     )
     course.add_argument("--output", metavar="DIR", help="executed notebooks (default: build/course/<budget>)")
+    stages = command(
+        "curriculum",
+        _curriculum,
+        "Train task after task towards its target, each in its own process; whatever fails is recorded and survived.",
+    )
+    stages.add_argument(
+        "--mode", metavar="M", help="auto | full | gym_only | simulation (default: curriculum.mode of the settings)"
+    )
     table = command(
         "report",
         _table,
@@ -247,6 +256,26 @@ def _course(args: argparse.Namespace) -> None:
     records = run_course(parameters, output)
     print(f"{len(records)} notebooks done in {sum(r['minutes'] for r in records):.0f} minutes: {output / 'index.html'}")
     _report(args, {"parameters": parameters, "notebooks": records})
+
+
+def _curriculum(args: argparse.Namespace) -> None:
+    from wm_lib import curriculum, curriculum_report
+    from wm_lib.course import board
+
+    plan = curriculum.Curriculum.open(args.budget, args.run_dir, args.seed or 0, args.config, args.mode)
+    for name in ("SIGTERM", "SIGHUP"):  # as Ctrl-C, so that the child ends with us; unless nohup has them ignored
+        number = getattr(signal, name, None)
+        if number is not None and signal.getsignal(number) is signal.SIG_DFL:
+            signal.signal(number, signal.default_int_handler)
+    found = curriculum.run(plan, changed=lambda: board.save(plan))
+    _report(args, found)
+    print(curriculum_report.report_table(found))
+    print(f"report: {plan.directory / 'report.html'}")
+    if not found["complete"]:
+        raise KeyboardInterrupt
+    failed = [row["task"] for row in found["stages"] if row["status"] == "failed"]
+    if failed:
+        raise StageError(f"{', '.join(failed)} failed in every mode; the report says why, the same command tries again")
 
 
 def _table(args: argparse.Namespace) -> None:

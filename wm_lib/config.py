@@ -228,22 +228,34 @@ class CurriculumConfig(_Section):
 
     Attributes:
         mode: What to run with, see `wm doctor`; "auto" = what the machine has.
-        timeout_seconds: Time for one try at a task.
-        max_retries: Further tries after a failure.
+        timeout_seconds: Time for one try at a task; pauses do not count.
+        silence_seconds: Time without a new line in its logs after which a try counts as hung.
+        max_retries: Further rounds in mode full where the target is missed: more data from the agent, more training.
         stages: Task names in order.
+        targets: Task name -> another mean return that counts as reached there than the task's own.
     """
 
     mode: Literal["auto", "full", "gym_only", "simulation"] = "auto"
     timeout_seconds: float = Field(7200.0, gt=0, le=10**7)
-    max_retries: int = Field(1, ge=0, le=100)
+    silence_seconds: float = Field(1800.0, gt=0, le=10**7)
+    max_retries: int = Field(1, ge=0, le=99)
     stages: list[str] = list(TASKS)
+    targets: dict[str, float] = {}
 
     @field_validator("stages")
     @classmethod
     def _tasks(cls, stages: list[str]) -> list[str]:
         if not stages:
             raise ValueError("needs at least one task")
-        return [get_task(name).name for name in stages]
+        stages = [get_task(name).name for name in stages]
+        if len(set(stages)) < len(stages):
+            raise ValueError("needs every task at most once")
+        return stages
+
+    @field_validator("targets")
+    @classmethod
+    def _known(cls, targets: dict[str, float]) -> dict[str, float]:
+        return {get_task(name).name: target for name, target in targets.items()}
 
 
 class DoctorConfig(_Section):
@@ -433,7 +445,9 @@ def _explain(error: Any) -> str:
         return f"{key}: {value} is not a choice; {_hint(str(error['input']), get_args(field.annotation))}"
     if get_origin(field.annotation) is list and len(loc) == 2:
         return f"{key}: needs a list, found {value}"
-    base = get_args(field.annotation)[0] if get_args(field.annotation) else field.annotation
+    if get_origin(field.annotation) is dict and len(loc) == 2:
+        return f"{key}: needs keys with values under it, found {value}"
+    base = get_args(field.annotation)[-1] if get_args(field.annotation) else field.annotation
     return f"{key}: needs {_KINDS[base]}{_range(field.metadata)}, found {value}"
 
 

@@ -81,6 +81,22 @@ def aligned(rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(lines)
 
 
+def html_page(title: str, body: str) -> str:
+    """A page of HTML with this heading."""
+    return (
+        f"<!doctype html><html lang=en><meta charset=utf-8><title>{title}</title>"
+        "<style>body{font:16px sans-serif;max-width:60em;margin:auto}td,th{padding:.3em 1em;text-align:left}</style>"
+        f"<h1>{title}</h1>{body}</html>\n"
+    )
+
+
+def html_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table of cells that are HTML already."""
+    lines = ["".join(f"<th>{name}</th>" for name in header)]
+    lines += ["".join(f"<td>{cell}</td>" for cell in row) for row in rows]
+    return "<table>" + "".join(f"<tr>{line}</tr>\n" for line in lines) + "</table>"
+
+
 def publish(run_dir: Path, root: Path) -> list[dict[str, Any]]:
     """Copy the manifests of a run to `assets/manifests` and put the table of all that are there into README.md.
 

@@ -6,7 +6,6 @@ import ast
 import hashlib
 import html
 import json
-from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from tqdm.std import tqdm
 from wm_lib import checkpoints
 from wm_lib.errors import StageError, UsageError
 from wm_lib.folders import project_root
-from wm_lib.report import COLUMNS, find_manifests, results_rows
+from wm_lib.report import COLUMNS, find_manifests, html_page, html_table, results_rows
 
 
 def find_notebooks() -> list[Path]:
@@ -147,17 +146,12 @@ def write_index(records: list[dict[str, Any]], parameters: dict[str, Any], outpu
     settings = html.escape(", ".join(f"{name} = {value}" for name, value in parameters.items()) or "defaults")
     path = output / "index.html"
     path.write_text(
-        "<!doctype html><html lang=en><meta charset=utf-8><title>World Models, the course</title>"
-        "<style>body{font:16px sans-serif;max-width:60em;margin:auto}td,th{padding:.3em 1em;text-align:left}</style>"
-        f"<h1>World Models, the course</h1><p>Executed with {settings}.</p>"
-        f"<h2>Scores</h2><p>Mean return with its 95 % interval.</p>{_table(COLUMNS, results_rows(manifests))}"
-        f"<h2>Notebooks</h2>{_table(('notebook', 'minutes'), notebooks)}</html>\n",
+        html_page(
+            "World Models, the course",
+            f"<p>Executed with {settings}.</p>"
+            f"<h2>Scores</h2><p>Mean return with its 95 % interval.</p>{html_table(COLUMNS, results_rows(manifests))}"
+            f"<h2>Notebooks</h2>{html_table(('notebook', 'minutes'), notebooks)}",
+        ),
         encoding="utf-8",
     )
     return path
-
-
-def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = ["".join(f"<th>{name}</th>" for name in header)]
-    lines += ["".join(f"<td>{cell}</td>" for cell in row) for row in rows]
-    return "<table>" + "".join(f"<tr>{line}</tr>\n" for line in lines) + "</table>"
