@@ -26,7 +26,7 @@ PROJECT = PYPROJECT["project"]
 HEAVY = {"torch", "gymnasium", "envpool", "ale_py", "stable_baselines3"}
 LIGHT_MODULES = (
     "errors seeding tasks config checkpoints events rollouts evaluation pipeline cli "
-    "control.controller control.agent control.evolution"
+    "control.controller control.agent control.evolution efficiency compare"
 ).split()
 MAX_BYTES = 20 * 2**20
 

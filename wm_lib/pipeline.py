@@ -17,8 +17,8 @@ import hashlib
 import json
 import shlex
 import time
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 
 STAGES = tuple(STEPS)
 VERSION = 1  # of the stages' meaning: raise it when a stage's result changes for the same settings
+DREAMS = {"where", "dream_steps", "dream_temperature"}  # of the controller's settings
 _NOT_KEPT = ("stage", "started", "gates", "checkpoint")  # files of these names are not what a stage is made for
 _RECORD = {"key", "seed", "config", "minutes", "files", "facts"}  # what is read from a stage.json
 
@@ -54,6 +55,7 @@ class Pipeline:
         arguments: What to give to `wm` for this run, for messages and manifests; "" = task and folder.
         force: Whether to go on where a gate failed.
         round: 1 for the first, which starts from nothing.
+        watch: Gets this pipeline, C and the decisions C has made in this round after every update of PPO.
     """
 
     task: Task
@@ -63,6 +65,7 @@ class Pipeline:
     arguments: str = ""
     force: bool = False
     round: int = 1
+    watch: Callable[[Pipeline, Controller, int], None] | None = field(default=None, compare=False)
 
     @classmethod
     def open(
@@ -258,7 +261,10 @@ class Pipeline:
 
     def _settings(self, stage: str) -> dict[str, Any]:
         section = SECTIONS.get(stage)
-        return self.config.to_dict()[section] if section else {}
+        settings = self.config.to_dict()[section] if section else {}
+        if settings.get("where") == "real":  # what a run without dreams does not read; its key is as it was without
+            settings = {name: value for name, value in settings.items() if name not in DREAMS}
+        return settings
 
     def _key(self, stage: str) -> str:
         """Hash of all that decides the result of a stage."""
