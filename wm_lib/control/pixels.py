@@ -64,7 +64,7 @@ ZOO: dict[str, Settings] = {
     # Entry "LunarLander-v2" (v3 has none): 16 environments x 1024 steps, 4 epochs, batches of 64, gamma 0.999,
     # lambda 0.98, entropy 0.01; rate and clip range are Stable-Baselines3's. Changed: CnnPolicy on 4 stacked frames in
     # place of MlpPolicy on the state; our action repeat; our factor on the reward, without which the value loss, of
-    # returns in hundreds, would drown the rest in the layers that actor and critic share.
+    # returns in hundreds, would drown the rest in the layers that actor and critic share. (Its rollouts take 1.6 GB.)
     "lunar-lander": Settings(16, 1024, 4, 64, 0.999, 0.98, 3e-4, 0.2, 0.01),
     # Entry "CarRacing-v2" (v3 has none): 8 environments x 512 steps, 10 epochs, batches of 128, rate 1e-4 falling to
     # zero over 4 M steps, clip range 0.2, no entropy bonus, GELU, 256 units after the convolutions, no orthogonal
