@@ -21,7 +21,7 @@ import numpy as np
 from matplotlib.animation import PillowWriter
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import EngFormatter, MaxNLocator
 
 from wm_lib.evaluation import t_quantile
 
@@ -279,7 +279,7 @@ def bands(
         levels: Name -> y of a horizontal line.
         title: Heading of the whole.
     """
-    figure, axes = _subplots(1, len(panels), (5.5 * len(panels), 3.8))
+    figure, axes = _subplots(1, len(panels), (5.0 * len(panels), 4.2))
     for axis, (xlabel, groups) in zip(axes[0], panels.items(), strict=True):
         for i, (name, curves) in enumerate(groups.items()):
             colour = COLOURS[i % len(COLOURS)]
@@ -293,7 +293,9 @@ def bands(
         for i, (name, y) in enumerate((levels or {}).items()):
             axis.axhline(y, color="black", linewidth=1, linestyle=("--", ":", "-.")[i % 3], label=name)
         axis.set(xlabel=xlabel, ylabel=ylabel)
-    axes[0, -1].legend(frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
+        axis.xaxis.set_major_locator(MaxNLocator(5))
+        axis.xaxis.set_major_formatter(EngFormatter())  # 200 k, 1 M
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False)
     if title:
         figure.suptitle(title)
     return figure
