@@ -40,6 +40,8 @@ run_dir: str = "auto"  # folder of the run; auto is runs/BUDGET
 # %%
 import numpy as np
 
+from wm_lib import efficiency
+from wm_lib.compare import find_result
 from wm_lib.control.agent import Agent
 from wm_lib.course import plots
 from wm_lib.errors import StageError
@@ -130,6 +132,34 @@ shown
 # %% [markdown]
 # **Explain.** A film shows *how* an agent plays, which a mean hides. It is one game, chosen by nobody, and no evidence for
 # the score above.
+
+# %% [markdown]
+# ## 4. Was the world model worth it?
+# PPO learns from the frames themselves, without V and M. `wm compare --task pong` trains it and our agent in the same environments and
+# measures both in the same way while they learn, several seeds of each. What is counted are *real* decisions, those that V and M
+# learned from included, and CPU time. PPO is stopped at three times our decisions: where it has not arrived by then, the ratio is
+# *at least* what the table says. Hours are spent on it, so this notebook only shows what is there.
+#
+# **Predict.** How many times as many decisions does PPO need for half of the way from random play to the target? Does it also need
+# more CPU time?
+
+# %%
+comparison = find_result(task, budget, run_dir)
+others = efficiency.published(project_root(), task)
+if comparison is None:
+    print(f"{task} has not been compared with PPO yet; to do it (hours): wm compare --task {task} --seeds 3")
+else:
+    print(f"seeds {comparison['seeds']}, made by: {comparison['command']}\n")
+    print(efficiency.tables(comparison, others))
+
+# %%
+efficiency.figure(comparison, others) if comparison else None
+
+# %% [markdown]
+# **Explain.** A ratio above 1 says that the world model saved real decisions; its interval is a bootstrap over the seeds, and three
+# seeds make a coarse one. Against CPU hours the picture may look different: V and M cost computing time, and where the world is a
+# cheap simulator a decision costs next to nothing. A world model pays when decisions are what is dear. Rows and lines marked
+# *published* are what others report, under protocols that differ in details; `assets/manifests/compare/published.json` names the sources.
 
 # %% [markdown]
 # ## Summary

@@ -35,7 +35,7 @@ def refused(capsys: pytest.CaptureFixture, *arguments: str, code: int = 2) -> st
 # --- Help
 
 
-@pytest.mark.parametrize("command", ["", "collect", "train", "evaluate", "course", "doctor", "vet", "config"])
+@pytest.mark.parametrize("command", ["", "collect", "train", "evaluate", "course", "compare", "doctor", "vet", "config"])
 def test_help_names_every_option(capsys, command):
     with pytest.raises(SystemExit) as caught:
         cli.main([*command.split(), "--help"])
@@ -46,7 +46,7 @@ def test_help_names_every_option(capsys, command):
             assert option in text
         assert "smoke | laptop | full" in text
     else:
-        for name in ("collect", "train", "evaluate", "course", "doctor", "vet", "config"):
+        for name in ("collect", "train", "evaluate", "course", "compare", "doctor", "vet", "config"):
             assert name in text
 
 

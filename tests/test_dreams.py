@@ -2,17 +2,28 @@
 
 from __future__ import annotations
 
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import gymnasium
 import numpy as np
 import pytest
 import torch
+from test_pipeline import write_config
 
-from wm_lib.dreams import default_horizon, dream_against_reality, make_dreams, spearman
+import wm_lib
+from wm_lib.config import load_config
+from wm_lib.control.controller import Controller
+from wm_lib.control.ppo import FeatureVecEnv
+from wm_lib.dreams import default_horizon, dream_against_reality, dreams_of, make_dreams, spearman
 from wm_lib.errors import StageError, UsageError
-from wm_lib.pipeline import Pipeline
-from wm_lib.worlds.dream import DreamEnv
+from wm_lib.pipeline import DREAMS, Pipeline
+from wm_lib.tasks import TASKS
+from wm_lib.worlds import envs
+from wm_lib.worlds.dream import DreamEnv, Dreamt
+
+PRESETS = Path(wm_lib.__file__).parent / "presets"
 
 NAME = "wm_lib.dreams:WorldModelsDream-v0"
 
@@ -134,3 +145,96 @@ def test_reality_stands_beside_the_dream(run: Pipeline) -> None:
 def test_spearman(a: list[float], b: list[float], expected: float | None) -> None:
     found = spearman(np.array(a, float), np.array(b, float))
     assert found == (None if expected is None else pytest.approx(expected))
+
+
+# C's training in dreams
+
+
+def open_dreaming(folder: Path, where: str, rounds: int = 1) -> Pipeline:
+    tiny = {"num_steps": 64, "num_envs": 4, "rollout_length": 8, "batch_size": 16, "block_steps": 32}
+    sections = {"controller": tiny | {"where": where, "dream_steps": 96}, "rounds": {"controller_steps": 32}}
+    config = write_config(folder.parent / f"{where}.yaml", **sections)
+    return Pipeline.open("lunar-lander", "smoke", folder, 0, config, rounds=rounds)
+
+
+@pytest.fixture
+def asleep(run: Pipeline, tmp_path: Path) -> Path:
+    """A copy of the run up to its M."""
+    for stage in ("collect", "vae", "latents", "mdn_rnn"):
+        shutil.copytree(run.directory / stage, tmp_path / "run" / "lunar-lander" / stage)
+    return tmp_path / "run"
+
+
+def test_c_learns_in_the_dream_without_a_real_decision(asleep: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def awake(*args: object) -> None:
+        raise AssertionError("a dream needs no real environment")
+
+    seen: list[tuple[int, int]] = []
+    made = open_dreaming(asleep, "dream")
+    with monkeypatch.context() as patch:
+        patch.setattr(envs, "make_env", awake)
+        watched = replace(made, watch=lambda run, controller, steps: seen.append((run.round, steps)))
+        watched.run_stage("controller")
+    assert made.facts("controller")["facts"] == {"real_steps": 0, "dream_steps": 96}
+    assert seen == [(1, 0)]
+    controller = made.controller()
+    assert controller.meta["real_steps"] == 0 and controller.feature_dim == made.world_model().feature_dim
+    later = open_dreaming(asleep, "dream", rounds=2)
+    later.build("controller")
+    before, after = made.controller(), later.controller()
+    np.testing.assert_array_equal(before.feature_mean, after.feature_mean)  # it went on from there
+    assert not np.array_equal(before.weights[0], after.weights[0])
+    assert later.facts("collect")["facts"]["real_steps"] == 512
+
+
+def test_after_the_dream_c_goes_on_in_reality(asleep: Path) -> None:
+    dreamt = open_dreaming(asleep, "dream")
+    dreamt.run_stage("controller")
+    night = dreamt.controller()
+    made = open_dreaming(asleep, "dream_then_real")
+    seen: list[tuple[int, Controller]] = []
+    replace(made, watch=lambda run, controller, steps: seen.append((steps, controller))).run_stage("controller")
+    assert made.facts("controller")["facts"] == {"real_steps": 64, "dream_steps": 96}
+    assert [steps for steps, _ in seen] == [0, 32, 64]
+    for a, b in zip(night.weights, seen[0][1].weights, strict=True):
+        np.testing.assert_array_equal(a, b)  # the dream is the same, wherever C goes afterwards
+    assert not np.array_equal(made.controller().weights[0], night.weights[0])
+
+
+def test_in_a_dream_c_is_shown_the_features_of_the_dream(run: Pipeline) -> None:
+    dreams, twin = (dreams_of(run, 5, 3, 1.0, "anywhere", seed=4) for _ in range(2))
+    env = FeatureVecEnv(dreams, Dreamt(dreams.world_model.feature_dim), 0.5)
+    np.testing.assert_allclose(env.reset(), np.clip(twin.reset()[0], -10, 10))
+    for t in range(1, 7):
+        action = np.arange(5) % 4
+        obs, reward, done, infos = env.step(action)
+        expected, paid, terminated, truncated, _ = twin.step(action)
+        np.testing.assert_allclose(reward, paid * 0.5)
+        np.testing.assert_array_equal(done, terminated | truncated)
+        for i in np.flatnonzero(done):
+            np.testing.assert_allclose(infos[i]["terminal_observation"], np.clip(expected[i], -10, 10))
+        if done.any():
+            expected, _ = twin.reset(options={"reset_mask": done})
+        np.testing.assert_allclose(obs, np.clip(expected, -10, 10))
+        assert t % 3 or done.any()
+
+
+def test_a_run_without_dreams_has_the_settings_it_had_before_there_were_any(run: Pipeline, asleep: Path) -> None:
+    record = run.facts("controller")
+    assert not DREAMS & record["config"].keys()
+    assert open_dreaming(asleep, "dream")._settings("controller").keys() == record["config"].keys() | DREAMS
+
+
+def test_only_ppo_dreams(tmp_path: Path) -> None:
+    file = write_config(tmp_path / "mine.yaml", controller={"type": "cpu", "where": "dream"})
+    with pytest.raises(UsageError, match="controller.where: dream needs controller.type ppo, found cpu"):
+        load_config("smoke", "pong", file)
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_the_frugal_settings_are_valid_and_spend_little(task: str) -> None:
+    config = load_config("laptop", task, PRESETS / "frugal.yaml")
+    assert config.controller.where == "dream"
+    assert config.rounds.num_rounds * config.collect.num_steps < 100_000
+    shard = config.collect.num_envs * config.collect.shard_length
+    assert config.collect.num_steps % shard == 0

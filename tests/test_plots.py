@@ -191,3 +191,30 @@ def test_figures_are_closed_so_that_a_notebook_draws_them_once():
 def test_importing_it_brings_no_torch():
     program = "import sys, wm_lib.course.plots; sys.exit('torch' in sys.modules or 'gymnasium' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", program]).returncode == 0
+
+
+def test_the_band_of_curves_is_their_mean_and_its_interval_where_all_of_them_are():
+    curves = [(np.array([0.0, 10, 20]), np.array([0.0, 10, 20])), (np.array([0.0, 5, 15]), np.array([2.0, 7, 17]))]
+    x, mean, half = plots.band(curves)
+    np.testing.assert_array_equal(x, [0, 5, 10, 15])
+    np.testing.assert_allclose(mean, x + 1)
+    np.testing.assert_allclose(half, 12.706204736174698 * np.sqrt(2) / np.sqrt(2))  # t quantile, 1 degree of freedom
+    x, mean, half = plots.band(curves[:1])
+    np.testing.assert_array_equal(mean, [0, 10, 20])
+    np.testing.assert_array_equal(half, 0)
+
+
+def test_bands_draw_every_curve_and_their_mean():
+    x = np.arange(4.0)
+    groups = {"ours": [(x, x), (x, x + 2)], "theirs": [(x, -x)], "none yet": []}
+    figure = plots.bands({"decisions": groups, "hours": groups}, "score", {"target": 3.0}, "Pong")
+    assert [axis.get_xlabel() for axis in figure.axes] == ["decisions", "hours"]
+    for axis in figure.axes:
+        drawn = {line.get_label(): line for line in axis.get_lines()}
+        np.testing.assert_array_equal(drawn["ours"].get_ydata(), x + 1)
+        np.testing.assert_array_equal(drawn["theirs"].get_ydata(), -x)
+        assert "none yet" not in drawn
+        assert set(drawn["target"].get_ydata()) == {3.0}
+        assert sum(line.get_linewidth() == 0.8 for line in axis.get_lines()) == 3
+        assert drawn["ours"].get_marker() != drawn["theirs"].get_marker()
+    assert figure.get_suptitle() == "Pong"

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -366,6 +368,42 @@ def test_c_plays_on_the_features_it_was_trained_on(
     np.testing.assert_allclose(logits - np.log(np.exp(logits).sum(axis=1, keepdims=True)), policy, atol=1e-5)
     controller.save(tmp_path / "c.safetensors")
     np.testing.assert_array_equal(Controller.load(tmp_path / "c.safetensors").logits(raw), logits)
+
+
+# Looking on
+
+
+def test_whoever_looks_on_sees_every_controller_and_disturbs_nothing(tmp_path: Path) -> None:
+    seen: list[tuple[int, Controller]] = []
+
+    def look(controller: Controller, decisions: int) -> None:
+        torch.rand(5), np.random.rand(3), random.random()  # noqa: NPY002 (the generator SB3 draws from)
+        assert controller.meta["real_steps"] == decisions
+        seen.append((decisions, controller))
+
+    for name, on_update in (("alone", None), ("watched", look)):
+        train_ppo(LevelModel(), TASK, SHORT, seed=1, directory=tmp_path / name, make_env=LevelEnv, on_update=on_update)
+    assert_same_run(tmp_path / "alone", tmp_path / "watched")
+    assert [decisions for decisions, _ in seen] == [384, 768, 1152, 1536, 1920]
+    networks, _ = checkpoints.load(tmp_path / "alone" / ppo.NETWORKS)
+    np.testing.assert_array_equal(seen[-1][1].weights[-1], networks["action_net.weight"].T)
+    for (_, before), (_, after) in zip(seen[:3], seen[1:4], strict=True):  # the last update has a rate of zero
+        assert not np.array_equal(before.weights[-1], after.weights[-1])
+    # What was killed while somebody looked goes on from the last checkpoint, and they see the same again.
+    again: list[int] = []
+
+    def killed(controller: Controller, decisions: int) -> None:
+        again.append(decisions)
+        if decisions == 1152 and len(again) == 3:
+            raise KeyboardInterrupt
+
+    for interrupted in (True, False):
+        with pytest.raises(KeyboardInterrupt) if interrupted else nullcontext():
+            train_ppo(
+                LevelModel(), TASK, SHORT, seed=1, directory=tmp_path / "killed", make_env=LevelEnv, on_update=killed
+            )
+    assert again == [384, 768, 1152, 768, 1152, 1536, 1920]
+    assert_same_run(tmp_path / "alone", tmp_path / "killed")
 
 
 # Being interrupted

@@ -86,7 +86,16 @@ def _parser() -> argparse.ArgumentParser:
     train = command("train", _train, "Train a part of the agent, or all of it, and measure it.")
     train.add_argument("--task", required=True, metavar="T", help=tasks)
     train.add_argument("--component", default="all", metavar="C", help=f"{' | '.join(COMPONENTS)} (default: all)")
-    for trains in (collect, train):
+    versus = command(
+        "compare",
+        _compare,
+        "Train our agent and PPO from pixels side by side and say how many real decisions each of them takes.",
+    )
+    versus.add_argument("--task", required=True, metavar="T", help=tasks)
+    versus.add_argument("--seeds", type=int, default=3, metavar="N", help="trainings of each agent (default: 3)")
+    versus.add_argument("--replot", action="store_true", help="compute and draw the result again, train nothing")
+    versus.add_argument("--publish", action="store_true", help="copy the result to assets/manifests/compare")
+    for trains in (collect, train, versus):
         trains.add_argument("--force", action="store_true", help="go on where a gate failed; scores say so")
     score = command(
         "evaluate",
@@ -126,7 +135,7 @@ def _parser() -> argparse.ArgumentParser:
     table.add_argument(
         "--publish", action="store_true", help="copy it to assets/manifests; scores go into README's table too"
     )
-    for of_a_round in (collect, train, score, table):
+    for of_a_round in (collect, train, score, table, versus):
         of_a_round.add_argument(
             "--rounds",
             type=int,
@@ -305,6 +314,23 @@ def _world_model(args: argparse.Namespace) -> None:
     if args.publish:
         checkpoints.write_json(examine.shipped_path(project_root(), found["task"]), found)
     print(examine.tables(found))
+    _report(args, found)
+
+
+def _compare(args: argparse.Namespace) -> None:
+    from wm_lib import compare, efficiency
+
+    folder = compare.folder_of(args.task, args.budget, args.run_dir)
+    if args.replot:
+        found = compare.redraw(folder)
+    else:
+        first = args.seed or 0
+        seeds = range(first, first + args.seeds)
+        found = compare.compare(args.task, args.budget, args.run_dir, seeds, args.config, args.force, args.rounds)
+    if args.publish:
+        compare.publish(folder, project_root())
+    print(efficiency.tables(found, efficiency.published(project_root(), found["task"])))
+    print(f"\nrows, result and picture are in {folder}")
     _report(args, found)
 
 

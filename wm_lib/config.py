@@ -129,6 +129,9 @@ class ControllerConfig(_Section):
     Attributes:
         type: "ppo", or by evolution "original" (CMA-ES, the paper's) or "cpu" (a simple evolution strategy).
         recent_z: How many of the latest z it sees, the current one included.
+        where: PPO: whether it learns in the "real" environment, in the "dream" of M, or "dream_then_real".
+        dream_steps: PPO: dreamt decisions in every round; they cost no real ones.
+        dream_temperature: Uncertainty of the dream, see `wm_lib.worlds.dream`.
         population_size: Evolution: candidates in a generation.
         rollouts_per_candidate: Evolution: episodes each candidate plays.
         num_generations: Evolution: generations in all.
@@ -151,6 +154,9 @@ class ControllerConfig(_Section):
 
     type: Literal["ppo", "original", "cpu"] = "ppo"
     recent_z: int = Field(4, ge=1, le=64)
+    where: Literal["real", "dream", "dream_then_real"] = "real"
+    dream_steps: int = Field(500_000, ge=1, le=10**10)
+    dream_temperature: float = Field(1.0, ge=0, le=10)
     population_size: int = Field(32, ge=2, le=4096)
     rollouts_per_candidate: int = Field(2, ge=1, le=1000)
     num_generations: int = Field(20, ge=1, le=100_000)
@@ -223,6 +229,20 @@ class GatesConfig(_Section):
     max_pixels: float = Field(0.0, ge=0, le=64)
 
 
+class CompareConfig(_Section):
+    """`wm compare`: our agent and PPO from pixels, measured while they learn.
+
+    Attributes:
+        every: Real decisions between two measurements.
+        episodes: Episodes of each; the last one takes `evaluation.episodes`.
+        max_factor: PPO is stopped at so many times the decisions that our agent made.
+    """
+
+    every: int = Field(50_000, ge=1, le=10**10)
+    episodes: int = Field(20, ge=2, le=100_000)
+    max_factor: float = Field(3.0, gt=0, le=1000)
+
+
 class CurriculumConfig(_Section):
     """The tasks one after another.
 
@@ -279,6 +299,7 @@ class Config(_Section):
     evaluation: EvaluationConfig = EvaluationConfig()
     gates: GatesConfig = GatesConfig()
     rounds: RoundsConfig = RoundsConfig()
+    compare: CompareConfig = CompareConfig()
     curriculum: CurriculumConfig = CurriculumConfig()
     doctor: DoctorConfig = DoctorConfig()
 
@@ -289,6 +310,14 @@ class Config(_Section):
         vae = self.vae.model_copy(update={"num_updates": self.rounds.vae_updates})
         controller = self.controller.model_copy(update={"num_steps": self.rounds.controller_steps})
         return self.model_copy(update={"vae": vae, "controller": controller})
+
+    @model_validator(mode="after")
+    def _only_ppo_dreams(self) -> Self:
+        if self.controller.where != "real" and self.controller.type != "ppo":
+            raise ValueError(
+                f"controller.where: {self.controller.where} needs controller.type ppo, found {self.controller.type}"
+            )
+        return self
 
     @model_validator(mode="after")
     def _sequences_fit(self) -> Self:

@@ -25,7 +25,8 @@ NUMPY_PATH = tuple(
     f"wm_lib.{name}"
     for name in (
         "errors seeding tasks config checkpoints events rollouts evaluation pipeline cli "
-        "control.controller control.agent control.evolution doctor import_times vet"
+        "control.controller control.agent control.evolution models.reservoir worlds.simulation "
+        "curriculum compare efficiency doctor import_times vet"
     ).split()
 )
 BUDGETS = {"wm_lib": 0.3, **dict.fromkeys(NUMPY_PATH, 1.0)}  # seconds

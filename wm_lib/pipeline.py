@@ -20,8 +20,8 @@ import hashlib
 import json
 import shlex
 import time
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -42,6 +42,7 @@ if TYPE_CHECKING:
 
 STAGES = STAGES_OF["full"]
 VERSION = 1  # of the stages' meaning: raise it when a stage's result changes for the same settings
+DREAMS = {"where", "dream_steps", "dream_temperature"}  # of the controller's settings
 _NOT_KEPT = ("stage", "started", "gates", "checkpoint")  # files of these names are not what a stage is made for
 _RECORD = {"key", "seed", "config", "minutes", "files", "facts"}  # what is read from a stage.json
 
@@ -59,6 +60,7 @@ class Pipeline:
         force: Whether to go on where a gate failed.
         round: 1 for the first, which starts from nothing.
         mode: "full", "gym_only" or "simulation": what the world and the world model are.
+        watch: Gets this pipeline, C and the decisions C has made in this round after every update of PPO.
     """
 
     task: Task
@@ -69,6 +71,7 @@ class Pipeline:
     force: bool = False
     round: int = 1
     mode: str = "full"
+    watch: Callable[[Pipeline, Controller, int], None] | None = field(default=None, compare=False)
 
     @classmethod
     def open(
@@ -296,7 +299,10 @@ class Pipeline:
 
     def _settings(self, stage: str) -> dict[str, Any]:
         section = SECTIONS.get(stage)
-        return self.config.to_dict()[section] if section else {}
+        settings = self.config.to_dict()[section] if section else {}
+        if settings.get("where") == "real":  # what a run without dreams does not read; its key is as it was without
+            settings = {name: value for name, value in settings.items() if name not in DREAMS}
+        return settings
 
     def _key(self, stage: str) -> str:
         """Hash of all that decides the result of a stage."""

@@ -8,6 +8,7 @@ folder that returns facts worth keeping; a check is a function of the pipeline a
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,9 +16,11 @@ import numpy as np
 
 from wm_lib import checkpoints, gates, provenance, rollouts
 from wm_lib.control.agent import Agent, feature_statistics
+from wm_lib.control.controller import Controller
 from wm_lib.errors import UsageError
 from wm_lib.evaluation import agent_maker, evaluate, random_maker
 from wm_lib.report import is_provisional
+from wm_lib.seeding import derive_seed
 
 if TYPE_CHECKING:
     from wm_lib.pipeline import Pipeline
@@ -106,20 +109,31 @@ def _controller(run: Pipeline, directory: Path) -> dict[str, Any]:
     if config.type == "ppo" and run.mode != "full":
         raise UsageError(f"mode {run.mode} trains C by evolution; set controller.type to original or cpu")
     world_model = run.world_model(bf16=True)
+    facts: dict[str, Any] = {}
     if config.type == "ppo":
         from wm_lib.control.ppo import train_ppo
         from wm_lib.worlds.envs import make_env
 
-        controller = train_ppo(
-            world_model,
-            run.task,
-            config,
-            seed=run.seed,
-            directory=directory,
-            make_env=lambda num_envs, seed: make_env(run.task, num_envs, seed),
-            statistics=feature_statistics(world_model, run.latents()),
-            start=run.previous.directory / "controller" if run.previous else None,
-        )
+        statistics = feature_statistics(world_model, run.latents())
+        start = run.previous.directory / "controller" if run.previous else None
+        if config.where != "real":
+            asleep = directory if config.where == "dream" else directory / "dream"
+            controller = _dream(run, asleep, statistics, start)
+            facts, start = {"dream_steps": controller.meta["dream_steps"]}, asleep
+            if run.watch:
+                run.watch(run, controller, 0)
+        if config.where != "dream":
+            controller = train_ppo(
+                world_model,
+                run.task,
+                config,
+                seed=run.seed,
+                directory=directory,
+                make_env=lambda num_envs, seed: make_env(run.task, num_envs, seed),
+                statistics=statistics,
+                start=start,
+                on_update=partial(run.watch, run) if run.watch else None,
+            )
     else:
         from wm_lib.control.evolution import train_evolution
 
@@ -133,7 +147,32 @@ def _controller(run: Pipeline, directory: Path) -> dict[str, Any]:
             start=run.previous.controller() if run.previous else None,
         )
     controller.save(directory / "controller.safetensors", {"task": run.task.name, "recent_z": config.recent_z})
-    return {"real_steps": controller.meta["real_steps"]}
+    return {"real_steps": controller.meta["real_steps"], **facts}
+
+
+def _dream(run: Pipeline, directory: Path, statistics: tuple[np.ndarray, np.ndarray], start: Path | None) -> Controller:
+    """Train C by PPO in the dreams of M, which begin anywhere in the data; it costs no real decisions."""
+    from wm_lib.control.ppo import train_ppo
+    from wm_lib.dreams import dreams_of
+    from wm_lib.worlds.dream import Dreamt
+
+    config = run.config.controller
+    controller = train_ppo(
+        Dreamt(len(statistics[0])),
+        run.task,
+        config.model_copy(update={"num_steps": config.dream_steps}),
+        seed=derive_seed(run.seed, "dream"),
+        directory=directory,
+        # An end that is drawn at every step ends long dreams by chance.
+        make_env=lambda num_envs, seed: dreams_of(
+            run, num_envs, 0, config.dream_temperature, "anywhere", seed, done_threshold=0.5
+        ),
+        statistics=statistics,
+        start=start,
+    )
+    controller.meta = {"real_steps": 0, "dream_steps": controller.meta["real_steps"]}
+    controller.save(directory / "controller.safetensors")
+    return controller
 
 
 def _evaluate(run: Pipeline, directory: Path) -> dict[str, Any]:

@@ -5,7 +5,9 @@ What is learned is exported to the same NumPy `Controller` that evolution makes.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import random
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -30,17 +32,86 @@ from wm_lib.tasks import Task
 NETWORKS = "ppo.safetensors"
 
 
-class FeatureVecEnv(VecEnv):
-    """A vector environment as C meets it: frames go through V and M, and [z, h] comes out.
+class PolicyVecEnv(VecEnv):
+    """A vector environment by Stable-Baselines3's rules; a child says what the policy sees of the frames.
 
-    Follows Stable-Baselines3's rules: an environment that ended is reset in the same step, and the features of its
-    final frame go into `terminal_observation`.
+    An environment that ended is reset in the same step, and what was seen of its final frame goes into
+    `terminal_observation`.
 
     Args:
-        env: Vector environment of frames with autoreset disabled.
-        world_model: V and M.
+        env: Vector environment with autoreset disabled.
+        space: What the policy sees of one environment.
         reward_scale: Factor on the reward.
         clip_reward: Whether the scaled reward is clipped to [-1, 1].
+    """
+
+    def __init__(self, env: VectorEnv, space: spaces.Box, reward_scale: float = 1.0, clip_reward: bool = False) -> None:
+        self.env, self.reward_scale, self.clip_reward = env, reward_scale, clip_reward
+        super().__init__(env.num_envs, space, env.single_action_space)
+
+    def _begin(self, obs: np.ndarray, where: np.ndarray) -> None:
+        """Episodes begin where the mask is true, with these frames."""
+        raise NotImplementedError
+
+    def _go_on(self, obs: np.ndarray) -> None:
+        """The frames that followed `self.actions`."""
+        raise NotImplementedError
+
+    def _see(self) -> np.ndarray:
+        """What the policy sees now, a new array."""
+        raise NotImplementedError
+
+    def reset(self) -> np.ndarray:
+        self._begin(self.env.reset()[0], np.ones(self.num_envs, bool))
+        self.returns, self.lengths = np.zeros(self.num_envs), np.zeros(self.num_envs, int)
+        return self._see()
+
+    def step_async(self, actions: np.ndarray) -> None:
+        self.actions = actions
+
+    def step_wait(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, list[dict[str, Any]]]:
+        obs, reward, terminated, truncated, _ = self.env.step(self.actions)
+        self._go_on(obs)
+        seen = self._see()
+        self.returns += reward
+        self.lengths += 1
+        done = terminated | truncated
+        infos: list[dict[str, Any]] = [{} for _ in range(self.num_envs)]
+        if done.any():
+            for i in np.flatnonzero(done):
+                infos[i] = {
+                    "terminal_observation": seen[i],
+                    "TimeLimit.truncated": bool(truncated[i] and not terminated[i]),
+                    "episode": {"r": float(self.returns[i]), "l": int(self.lengths[i])},
+                }
+            self._begin(self.env.reset(options={"reset_mask": done})[0], done)
+            self.returns[done], self.lengths[done] = 0, 0
+            seen = self._see()
+        reward = reward * self.reward_scale
+        return seen, np.clip(reward, -1, 1) if self.clip_reward else reward, done, infos
+
+    def close(self) -> None:
+        self.env.close()
+
+    def get_attr(self, attr_name: str, indices: Any = None) -> list[Any]:
+        return [getattr(self.env, attr_name, None) for _ in self._get_indices(indices)]
+
+    def set_attr(self, attr_name: str, value: Any, indices: Any = None) -> None:
+        raise NotImplementedError(f"the environments of a {type(self).__name__} are set when it is made")
+
+    def env_method(self, method_name: str, *args: Any, indices: Any = None, **kwargs: Any) -> list[Any]:
+        raise NotImplementedError(f"call methods on {type(self).__name__}.env")
+
+    def env_is_wrapped(self, wrapper_class: type, indices: Any = None) -> list[bool]:
+        return [False for _ in self._get_indices(indices)]
+
+
+class FeatureVecEnv(PolicyVecEnv):
+    """A vector environment as C meets it: frames go through V and M, and [z, h] comes out.
+
+    Args:
+        env, reward_scale, clip_reward: See `PolicyVecEnv`.
+        world_model: V and M.
         statistics: Mean and standard deviation of the features, each (feature_dim,), by which they are normalised.
     """
 
@@ -52,74 +123,46 @@ class FeatureVecEnv(VecEnv):
         clip_reward: bool = False,
         statistics: tuple[np.ndarray, np.ndarray] | None = None,
     ) -> None:
-        self.env, self.world_model = env, world_model
         size = world_model.feature_dim
+        self.world_model = world_model
         self.mean, self.std = statistics or (np.zeros(size, np.float32), np.ones(size, np.float32))
-        self.reward_scale, self.clip_reward = reward_scale, clip_reward
-        box = spaces.Box(-np.inf, np.inf, (world_model.feature_dim,), np.float32)
-        super().__init__(env.num_envs, box, env.single_action_space)
+        self.z = np.zeros((env.num_envs, world_model.z_dim), np.float32)
+        self.h = world_model.initial_state(env.num_envs)
+        super().__init__(env, spaces.Box(-np.inf, np.inf, (size,), np.float32), reward_scale, clip_reward)
 
-    def reset(self) -> np.ndarray:
-        obs, _ = self.env.reset()
-        self.z, self.h = self.world_model.encode(obs), self.world_model.initial_state(self.num_envs)
-        self.returns, self.lengths = np.zeros(self.num_envs), np.zeros(self.num_envs, int)
-        return self._features()
+    def _begin(self, obs: np.ndarray, where: np.ndarray) -> None:
+        self.z[where] = self.world_model.encode(obs[where])
+        self.h[where] = 0
 
-    def step_async(self, actions: np.ndarray) -> None:
-        self.actions = actions
-
-    def step_wait(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, list[dict[str, Any]]]:
-        obs, reward, terminated, truncated, _ = self.env.step(self.actions)
+    def _go_on(self, obs: np.ndarray) -> None:
         self.h = self.world_model.step(self.z, self.actions, self.h)
         self.z = self.world_model.encode(obs)
-        features = self._features()
-        self.returns += reward
-        self.lengths += 1
-        done = terminated | truncated
-        infos: list[dict[str, Any]] = [{} for _ in range(self.num_envs)]
-        if done.any():
-            for i in np.flatnonzero(done):
-                infos[i] = {
-                    "terminal_observation": features[i],
-                    "TimeLimit.truncated": bool(truncated[i] and not terminated[i]),
-                    "episode": {"r": float(self.returns[i]), "l": int(self.lengths[i])},
-                }
-            obs, _ = self.env.reset(options={"reset_mask": done})
-            self.z[done] = self.world_model.encode(obs[done])
-            self.h[done] = 0
-            self.returns[done], self.lengths[done] = 0, 0
-            features = self._features()
-        reward = reward * self.reward_scale
-        return features, np.clip(reward, -1, 1) if self.clip_reward else reward, done, infos
 
-    def _features(self) -> np.ndarray:
+    def _see(self) -> np.ndarray:
         return normalise(self.world_model.features(self.z, self.h), self.mean, self.std)
 
-    def close(self) -> None:
-        self.env.close()
 
-    def get_attr(self, attr_name: str, indices: Any = None) -> list[Any]:
-        return [getattr(self.env, attr_name, None) for _ in self._get_indices(indices)]
-
-    def set_attr(self, attr_name: str, value: Any, indices: Any = None) -> None:
-        raise NotImplementedError("the environments of a FeatureVecEnv are set when it is made")
-
-    def env_method(self, method_name: str, *args: Any, indices: Any = None, **kwargs: Any) -> list[Any]:
-        raise NotImplementedError("call methods on FeatureVecEnv.env")
-
-    def env_is_wrapped(self, wrapper_class: type, indices: Any = None) -> list[bool]:
-        return [False for _ in self._get_indices(indices)]
+class Enough(Exception):
+    """Raised by `on_update` to end a training here."""
 
 
 class _Report(BaseCallback):
-    """Tells `progress` after every rollout how many decisions were made and what the last episodes returned."""
+    """Tells `progress` after every rollout how many decisions were made and what the last episodes returned.
 
-    def __init__(self, progress: Progress) -> None:
+    Before every rollout but a training's first, `on_update` gets the model and the decisions it has learnt from.
+    """
+
+    def __init__(self, progress: Progress, on_update: Callable[[PPO, int], None] | None) -> None:
         super().__init__()
-        self.progress = progress
+        self.progress, self.on_update = progress, on_update
 
     def _on_step(self) -> bool:
         return True
+
+    def _on_rollout_start(self) -> None:
+        if self.on_update and self.model.num_timesteps:
+            with _same_randomness():
+                self.on_update(self.model, self.model.num_timesteps)
 
     def _on_rollout_end(self) -> None:
         episodes = self.model.ep_info_buffer
@@ -137,6 +180,7 @@ def train_ppo(
     make_env: Callable[[int, int], VectorEnv],
     statistics: tuple[np.ndarray, np.ndarray] | None = None,
     start: Path | None = None,
+    on_update: Callable[[Controller, int], None] | None = None,
 ) -> Controller:
     """Train C on `world_model`'s features in the environments that `make_env(num_envs, seed)` makes.
 
@@ -145,7 +189,7 @@ def train_ppo(
     normalise the features, see `FeatureVecEnv`.
 
     Actor and critic end in `directory`/ppo.safetensors too; `start` is the folder of a training to go on from, which
-    also gives the statistics.
+    also gives the statistics. `on_update` gets C and the decisions made after every update, see `train_in_blocks`.
 
     Returns:
         The final policy; its meta holds `real_steps`, the decisions made.
@@ -155,34 +199,91 @@ def train_ppo(
         statistics = before.feature_mean, before.feature_std
     rollout = config.num_envs * config.rollout_length
     total = max(1, round(config.num_steps / rollout)) * rollout
+
+    def make_vec_env(step: int) -> FeatureVecEnv:
+        env = make_env(config.num_envs, derive_seed(seed, "ppo", step))
+        return FeatureVecEnv(env, world_model, config.reward_scale, config.clip_reward, statistics)
+
+    def make_model(env: VecEnv, step: int, end: int) -> PPO:
+        model = _make_ppo(env, config, total, end, derive_seed(seed, "ppo", "torch", step))
+        if start is not None:
+            training.fill(model.policy, checkpoints.load(start / NETWORKS)[0], start / NETWORKS)
+        return model
+
+    def exported(model: PPO, steps: int) -> Controller:
+        return export(model, {"real_steps": steps}, statistics)
+
+    watch = None if on_update is None else lambda model, steps: on_update(exported(model, steps), steps)
     block = max(1, config.block_steps // rollout) * rollout
-    path = directory / "checkpoint.safetensors"
-    model, step = None, training.saved_step(path)
-    with Progress(f"ppo {task.name}", total, "decision", directory, start=step) as progress:
-        while model is None or step < total:
-            end = min(total, step + block)
-            env = FeatureVecEnv(
-                make_env(config.num_envs, derive_seed(seed, "ppo", step)),
-                world_model,
-                config.reward_scale,
-                config.clip_reward,
-                statistics,
-            )
-            try:
-                model = _make_ppo(env, config, total, end, derive_seed(seed, "ppo", "torch", step))
-                if start is not None:
-                    training.fill(model.policy, checkpoints.load(start / NETWORKS)[0], start / NETWORKS)
-                training.restore(path, model.policy, model.policy.optimizer)
-                model.num_timesteps = step
-                if step < end:
-                    model.learn(end - step, callback=_Report(progress), reset_num_timesteps=False)
-            finally:
-                env.close()
-            step = end
-            training.save(path, model.policy, model.policy.optimizer, step)
+    model = train_in_blocks(f"ppo {task.name}", make_vec_env, make_model, total, block, directory, watch)
     networks = {name: value.detach().numpy() for name, value in model.policy.state_dict().items()}
     checkpoints.save(directory / NETWORKS, networks, {"kind": "ppo"})
-    return export(model, {"real_steps": total}, (env.mean, env.std))
+    return exported(model, total)
+
+
+def train_in_blocks(
+    name: str,
+    make_env: Callable[[int], VecEnv],
+    make_model: Callable[[VecEnv, int, int], PPO],
+    total: int,
+    block: int,
+    directory: Path,
+    on_update: Callable[[PPO, int], None] | None = None,
+) -> PPO:
+    """Let a PPO learn for `total` decisions, with a checkpoint every `block` from which a killed training goes on.
+
+    Args:
+        name: What the progress bar says.
+        make_env: Decisions made so far -> environments for the block that begins there.
+        make_model: (environments, decisions made so far, decisions at the block's end) -> an untrained model.
+        total, block: Whole rollouts.
+        directory: Where checkpoint and log are kept.
+        on_update: Gets the model and the decisions made after every update; the training goes on as if it had not been
+            called, whatever random numbers it draws. It may end the training by raising `Enough`.
+
+    Returns:
+        The trained model; its `num_timesteps` are the decisions it has learnt from.
+    """
+    path = directory / "checkpoint.safetensors"
+    model, step = None, training.saved_step(path)
+    with Progress(name, total, "decision", directory, start=step) as progress:
+        try:
+            while model is None or step < total:
+                end = min(total, step + block)
+                env = make_env(step)
+                try:
+                    model = make_model(env, step, end)
+                    training.restore(path, model.policy, model.policy.optimizer)
+                    model.num_timesteps = step
+                    if step < end:
+                        model.learn(end - step, callback=_Report(progress, on_update), reset_num_timesteps=False)
+                finally:
+                    env.close()
+                step = max(step, end)
+                training.save(path, model.policy, model.policy.optimizer, step)
+            if on_update:
+                on_update(model, step)
+        except Enough:
+            pass
+    return model
+
+
+@contextmanager
+def _same_randomness() -> Iterator[None]:
+    """Afterwards the generators that Stable-Baselines3 draws from are as they were before."""
+    python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002 (SB3 shuffles with NumPy's old generator)
+    try:
+        with torch.random.fork_rng(devices=[]):
+            yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy)  # noqa: NPY002
+
+
+def linear(value: float, end: int, total: int) -> Callable[[float], float]:
+    """SB3's schedule that falls from `value` to zero over `total` decisions, for a block that ends at `end`."""
+    # SB3 counts down from 1 to 0 within a block; turned back into the share of the whole training.
+    return lambda remaining: value * (1 - (1 - remaining) * end / total)
 
 
 def _make_ppo(env: VecEnv, config: ControllerConfig, total: int, end: int, seed: int) -> PPO:
@@ -190,8 +291,7 @@ def _make_ppo(env: VecEnv, config: ControllerConfig, total: int, end: int, seed:
     model = PPO(
         "MlpPolicy",
         env,
-        # SB3 counts down from 1 to 0 within a block; turned back into the share of the whole training.
-        learning_rate=lambda remaining: config.learning_rate * (1 - (1 - remaining) * end / total),
+        learning_rate=linear(config.learning_rate, end, total),
         n_steps=config.rollout_length,
         batch_size=min(config.batch_size, env.num_envs * config.rollout_length),
         n_epochs=config.num_epochs,

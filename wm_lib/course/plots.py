@@ -21,7 +21,9 @@ import numpy as np
 from matplotlib.animation import PillowWriter
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import EngFormatter, MaxNLocator
+
+from wm_lib.evaluation import t_quantile
 
 from wm_lib import doctor
 from wm_lib.doctor import Diagnosis
@@ -288,6 +290,53 @@ def learning_curves(
         _draw_lines(axis, {name.replace("_", " "): scalars[name] for name in names if name in scalars})
         axis.set(title=title, xlabel=xlabel)
     return figure
+
+
+def bands(
+    panels: Mapping[str, Mapping[str, Sequence[tuple[np.ndarray, np.ndarray]]]],
+    ylabel: str,
+    levels: Mapping[str, float] | None = None,
+    title: str | None = None,
+) -> Figure:
+    """Repeated trainings: every curve thin, and over the x that all of a name share their mean with its 95 % interval.
+
+    Args:
+        panels: Label of the x axis -> name -> curves (x, y), x rising.
+        ylabel: What y is.
+        levels: Name -> y of a horizontal line.
+        title: Heading of the whole.
+    """
+    figure, axes = _subplots(1, len(panels), (5.0 * len(panels), 4.2))
+    for axis, (xlabel, groups) in zip(axes[0], panels.items(), strict=True):
+        for i, (name, curves) in enumerate(groups.items()):
+            colour = COLOURS[i % len(COLOURS)]
+            for x, y in curves:
+                axis.plot(x, y, color=colour, linewidth=0.8, alpha=0.5)
+            if curves:
+                x, mean, half = band(curves)
+                style = {"marker": MARKERS[i % len(MARKERS)], "markersize": 4, "markevery": max(1, len(x) // 12)}
+                axis.plot(x, mean, color=colour, linewidth=2, label=name, **style)
+                axis.fill_between(x, mean - half, mean + half, color=colour, alpha=0.2, linewidth=0)
+        for i, (name, y) in enumerate((levels or {}).items()):
+            axis.axhline(y, color="black", linewidth=1, linestyle=("--", ":", "-.")[i % 3], label=name)
+        axis.set(xlabel=xlabel, ylabel=ylabel)
+        axis.xaxis.set_major_locator(MaxNLocator(5))
+        axis.xaxis.set_major_formatter(EngFormatter())  # 200 k, 1 M
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False)
+    if title:
+        figure.suptitle(title)
+    return figure
+
+
+def band(curves: Sequence[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Mean of curves (x, y) over the x they share, and half its 95 % interval (Student's t; 0 for one curve)."""
+    end = min(x[-1] for x, _ in curves)
+    grid = np.unique(np.concatenate([x[x <= end] for x, _ in curves]))
+    values = np.stack([np.interp(grid, x, y) for x, y in curves])
+    half = np.zeros(len(grid))
+    if len(curves) > 1:
+        half = t_quantile(0.975, len(curves) - 1) * values.std(axis=0, ddof=1) / np.sqrt(len(curves))
+    return grid, values.mean(axis=0), half
 
 
 def scores(manifests: Sequence[Mapping[str, Any]]) -> Figure:

@@ -35,6 +35,32 @@ class DreamVectorEnv(Dreams, VectorEnv):
         return super().step(actions)
 
 
+class Dreamt:
+    """What is left of V and M for an agent in a dream, where observations are features already: nothing.
+
+    For `wm_lib.control.ppo.train_ppo`, which puts a world model between environment and controller.
+    """
+
+    def __init__(self, feature_dim: int) -> None:
+        self.z_dim, self.feature_dim, self.state_dim = feature_dim, feature_dim, 0
+
+    def initial_state(self, batch: int) -> np.ndarray:
+        """float32 (batch, 0)."""
+        return np.zeros((batch, 0), np.float32)
+
+    def encode(self, obs: np.ndarray) -> np.ndarray:
+        """The features (batch, feature_dim) themselves."""
+        return obs
+
+    def features(self, z: np.ndarray, h: np.ndarray) -> np.ndarray:
+        """The same again."""
+        return z
+
+    def step(self, z: np.ndarray, action: np.ndarray, h: np.ndarray) -> np.ndarray:
+        """h as it was: the dream keeps the memory."""
+        return h
+
+
 class DreamEnv(gymnasium.Env):
     """One dream as a `gymnasium.Env`, for libraries that want single environments.
 

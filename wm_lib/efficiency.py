@@ -1,0 +1,273 @@
+"""What a comparison says: from measurements made while agents learned to ratios of decisions, tables and a picture.
+
+Every figure here is computed from rows of one CSV, which `wm_lib.compare` writes and nobody edits.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from wm_lib import checkpoints
+from wm_lib.errors import StageError
+from wm_lib.evaluation import summarise as interval_of_mean
+from wm_lib.report import aligned, interval
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+AGENTS = {"ours": "world model", "ppo": "PPO from pixels"}
+LEVELS = (0.25, 0.5, 0.75, 1.0)
+SMALL = 100_000  # decisions: the budget of the "Atari 100k" benchmark
+RESAMPLES = 20_000
+
+
+@dataclass(frozen=True)
+class Row:
+    """One measurement.
+
+    Attributes:
+        agent: "ours", "ppo" or "random".
+        seed: Of the training.
+        kind: "curve" while it learns, "final" at its end, with more episodes and other seeds.
+        decisions: Real decisions made until then, the data of V and M included.
+        score: Mean return.
+        ci_low, ci_high: Its 95 % interval, over episodes.
+        episodes: How many.
+        cpu_seconds, wall_seconds: Spent on training until then, measurements excluded.
+        interruptions: How often the training had been stopped and resumed; above 0 the seconds are approximate.
+    """
+
+    agent: str
+    seed: int
+    kind: str
+    decisions: int
+    score: float
+    ci_low: float
+    ci_high: float
+    episodes: int
+    cpu_seconds: float
+    wall_seconds: float
+    interruptions: int
+
+
+_TYPES = {"str": str, "int": int, "float": float}
+
+
+def read_rows(path: Path) -> list[Row]:
+    """The rows of a CSV; none where there is no file.
+
+    Raises:
+        StageError: A line is not a row.
+    """
+    rows: list[Row] = []
+    try:
+        with path.open(encoding="utf-8", newline="") as file:
+            for values in csv.DictReader(file):
+                rows.append(Row(**{field.name: _TYPES[field.type](values[field.name]) for field in fields(Row)}))
+    except FileNotFoundError:
+        return []
+    except (KeyError, TypeError, ValueError) as error:
+        raise StageError(f"{path}, row {len(rows) + 1} is damaged ({error}); restore the file or delete it") from error
+    return rows
+
+
+def append_row(path: Path, row: Row) -> None:
+    """Add a row; a process killed meanwhile leaves the file as it was."""
+    rows = [*read_rows(path), row]
+    text = io.StringIO()
+    writer = csv.DictWriter(text, [field.name for field in fields(Row)], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(asdict(each) for each in rows)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(text.getvalue(), encoding="utf-8", newline="")
+    os.replace(temporary, path)
+
+
+@dataclass(frozen=True)
+class Curve:
+    """How one training went: numbers (n,) by measurement; the first is random play, before any decision."""
+
+    decisions: np.ndarray
+    score: np.ndarray
+    cpu_seconds: np.ndarray
+
+    def crossing(self, level: float) -> float | None:
+        """Decisions at which the score first reached `level`, on the line between two measurements; None: never."""
+        reached = np.flatnonzero(self.score >= level)
+        if not len(reached):
+            return None
+        i = reached[0]
+        if i == 0:
+            return float(self.decisions[0])
+        share = (level - self.score[i - 1]) / (self.score[i] - self.score[i - 1])
+        return float(self.decisions[i - 1] + share * (self.decisions[i] - self.decisions[i - 1]))
+
+    def at(self, decisions: float) -> float | None:
+        """The score after so many decisions, on the line between two measurements; None: it did not learn so long."""
+        return None if decisions > self.decisions[-1] else float(np.interp(decisions, self.decisions, self.score))
+
+
+def curves_of(rows: Sequence[Row], agent: str) -> dict[int, Curve]:
+    """The curve of each seed."""
+    start = _random(rows).score
+    found = {}
+    for seed in sorted({row.seed for row in rows if row.agent == agent}):
+        own = [row for row in rows if (row.agent, row.seed, row.kind) == (agent, seed, "curve")]
+        own.sort(key=lambda row: row.decisions)
+        points = [(0, start, 0.0), *((row.decisions, row.score, row.cpu_seconds) for row in own)]
+        found[seed] = Curve(*np.array(points, float).T)
+    return found
+
+
+def summarise(rows: Sequence[Row], target: float) -> dict[str, Any]:
+    """All figures of a comparison, of the seeds for which both agents are through.
+
+    Returns:
+        `seeds`; `random_score`; `levels`, by the share of the way from random play to the target; `at_100k` and
+        `final`, by agent; `curves`, by agent, of all seeds. docs/formats.md says what each holds.
+
+    Raises:
+        StageError: No seed is through.
+    """
+    random = _random(rows)
+    last = {(row.agent, row.seed): row for row in rows if row.kind == "final" and row.agent in AGENTS}
+    seeds = sorted({seed for _, seed in last if all((agent, seed) in last for agent in AGENTS)})
+    if not seeds:
+        raise StageError("no seed of the comparison is through yet; go on with the same wm compare command")
+    curves = {agent: curves_of(rows, agent) for agent in AGENTS}
+    through = {agent: [curves[agent][seed] for seed in seeds] for agent in AGENTS}
+    return {
+        "seeds": seeds,
+        "random_score": {"mean": random.score, "ci95": [random.ci_low, random.ci_high], "episodes": random.episodes},
+        "levels": {
+            str(share): _level(through, random.score + share * (target - random.score)) for share in LEVELS
+        },
+        "at_100k": {agent: _over_seeds([curve.at(SMALL) for curve in through[agent]], seeds) for agent in AGENTS},
+        "final": {agent: _final([last[agent, seed] for seed in seeds]) for agent in AGENTS},
+        "curves": {
+            agent: [{"seed": seed} | {name: values.tolist() for name, values in vars(curve).items()}
+                    for seed, curve in curves[agent].items()]
+            for agent in AGENTS
+        },
+    }  # fmt: skip
+
+
+def _random(rows: Sequence[Row]) -> Row:
+    found = [row for row in rows if row.agent == "random"]
+    if not found:
+        raise StageError("random play was not measured yet; go on with the same wm compare command")
+    return found[0]
+
+
+def _level(through: Mapping[str, Sequence[Curve]], score: float) -> dict[str, Any]:
+    """Decisions to a score, and their ratio; an agent that did not get there counts with all that it played."""
+    steps, reached = {}, {}
+    for agent, curves in through.items():
+        crossings = [curve.crossing(score) for curve in curves]
+        reached[agent] = sum(crossing is not None for crossing in crossings)
+        pairs = zip(curves, crossings, strict=True)
+        steps[agent] = [curve.decisions[-1] if at is None else at for curve, at in pairs]
+    missed = {agent: reached[agent] < len(curves) for agent, curves in through.items()}
+    both = missed["ours"] and missed["ppo"]  # then nothing can be said
+    ours, ppo = (float(np.mean(steps[agent])) for agent in ("ours", "ppo"))
+    return {
+        "score": score,
+        "ours_steps": ours,
+        "ppo_steps": ppo,
+        "ours_reached": reached["ours"],
+        "ppo_reached": reached["ppo"],
+        "ratio": None if both else ppo / ours,
+        "ci95": [None, None] if both else ratio_interval(steps["ppo"], steps["ours"]),
+        "lower_bound": missed["ppo"] and not both,
+        "upper_bound": missed["ours"] and not both,
+    }
+
+
+def ratio_interval(above: Sequence[float], below: Sequence[float]) -> list[float | None]:
+    """95 % interval of mean(above) / mean(below): the percentile bootstrap over the seeds of each (Efron, 1979).
+
+    With three seeds there are only ten different means of each, so it is coarse; with one it is [None, None].
+    """
+    if len(above) < 2 or len(below) < 2:
+        return [None, None]
+    rng = np.random.default_rng(0)
+    means = [rng.choice(np.asarray(values, float), (RESAMPLES, len(values))).mean(1) for values in (above, below)]
+    low, high = np.percentile(means[0] / means[1], (2.5, 97.5))
+    return [float(low), float(high)]
+
+
+def _over_seeds(values: Sequence[float | None], seeds: Sequence[int]) -> dict[str, Any] | None:
+    """Mean over seeds with its interval; None if one of them has no value."""
+    if any(value is None for value in values):
+        return None
+    found = interval_of_mean(values, seeds)
+    return {"mean": found["mean"], "ci95": found["ci95"], "by_seed": found["returns"]}
+
+
+def _final(rows: Sequence[Row]) -> dict[str, Any]:
+    """Score at the end, over seeds (of a single one over its episodes), and what it took."""
+    found = _over_seeds([row.score for row in rows], [row.seed for row in rows])
+    if len(rows) == 1:
+        found["ci95"] = [rows[0].ci_low, rows[0].ci_high]
+    for name in ("decisions", "cpu_seconds", "wall_seconds"):
+        found[name] = float(np.mean([getattr(row, name) for row in rows]))
+    return found | {"interruptions": sum(row.interruptions for row in rows)}
+
+
+def published(root: Path, task: str) -> list[dict[str, Any]]:
+    """What others report of a task, from `assets/manifests/compare/published.json`; each entry names its source."""
+    path = root / "assets" / "manifests" / "compare" / "published.json"
+    return [entry for entry in checkpoints.read_json(path)["entries"] if entry["task"] == task] if path.exists() else []
+
+
+def tables(found: Mapping[str, Any], others: Sequence[Mapping[str, Any]] = ()) -> str:
+    """The comparison as two Markdown tables; `others` are entries of `published`, labelled as such."""
+    steps = [("way to the target", "score", *(f"{name}, decisions" for name in AGENTS.values()), "PPO / ours")]
+    for share, level in found["levels"].items():
+        sign = "at least " if level["lower_bound"] else "at most " if level["upper_bound"] else ""
+        cells = []
+        for agent in AGENTS:
+            missing = len(found["seeds"]) - level[f"{agent}_reached"]
+            not_all = f" ({missing} of {len(found['seeds'])} seeds never)" if missing else ""
+            cells.append(f"{level[f'{agent}_steps']:,.0f}{not_all}")
+        ratio = "-" if level["ratio"] is None else sign + interval({"mean": level["ratio"], "ci95": level["ci95"]})
+        steps.append((f"{float(share):.0%}", f"{level['score']:.1f}", *cells, ratio))
+    scores = [("agent", "at 100,000 decisions", "final score", "decisions", "CPU hours")]
+    for agent, name in AGENTS.items():
+        small, final = found["at_100k"][agent], found["final"][agent]
+        hours = f"{final['cpu_seconds'] / 3600:.2f}"
+        early = "-" if small is None else interval(small)
+        scores.append((name, early, interval(final), f"{final['decisions']:,.0f}", hours))
+    for entry in others:
+        early, final = (f"{entry['score']:.1f}", "-") if entry["decisions"] == SMALL else ("-", f"{entry['score']:.1f}")
+        scores.append((f"{entry['agent']} (published)", early, final, f"{entry['decisions']:,}", "-"))
+    return f"{aligned(steps)}\n\n{aligned(scores)}"
+
+
+def figure(found: Mapping[str, Any], others: Sequence[Mapping[str, Any]] = ()) -> Figure:
+    """Score against decisions and against CPU hours: every seed thin, their mean with its 95 % interval thick.
+
+    The mean goes as far as the shortest curve. Published scores of PPO stand as lines, labelled with their budget.
+    """
+    from wm_lib.course import plots
+
+    panels = {}
+    for title, column, unit in (("real decisions", "decisions", 1), ("CPU hours", "cpu_seconds", 3600)):
+        panels[title] = {
+            AGENTS[agent]: [(np.array(curve[column]) / unit, np.array(curve["score"])) for curve in curves]
+            for agent, curves in found["curves"].items()
+        }
+    lines = {"target": found["target"], "random play": found["random_score"]["mean"]}
+    for entry in others:
+        if entry["agent"].startswith("PPO") and entry["decisions"] != SMALL:
+            lines[f"{entry['agent']}, {entry['decisions'] / 1e6:g} M decisions (published)"] = entry["score"]
+    return plots.bands(panels, "score", lines, found["task"])
