@@ -14,8 +14,8 @@ import numpy as np
 
 from wm_lib import checkpoints, gates, provenance, rollouts
 from wm_lib.control.agent import Agent, feature_statistics
-from wm_lib.evaluation import agent_maker, evaluate, random_maker
-from wm_lib.report import is_provisional
+from wm_lib.evaluation import STICKY, agent_maker, evaluate, random_maker
+from wm_lib.report import WEIGHTS, is_provisional
 
 if TYPE_CHECKING:
     from wm_lib.pipeline import Pipeline
@@ -84,9 +84,10 @@ def _mdn_rnn(run: Pipeline, directory: Path) -> dict[str, Any]:
         directory=directory,
         start=start,
     )
-    mdn_rnn.save_mdn_rnn(directory / "mdn_rnn.safetensors", net, {"task": run.task.name})
+    path = directory / "mdn_rnn.safetensors"
+    mdn_rnn.save_mdn_rnn(path, net, {"task": run.task.name})
     _, held_out = rollouts.split_sequences(len(latents["mu"]))
-    return mdn_rnn.evaluate_mdn_rnn(net, latents, held_out)
+    return mdn_rnn.evaluate_mdn_rnn(mdn_rnn.load_mdn_rnn(path), latents, held_out)
 
 
 def _controller(run: Pipeline, directory: Path) -> dict[str, Any]:
@@ -126,6 +127,10 @@ def _evaluate(run: Pipeline, directory: Path) -> dict[str, Any]:
     config = run.config.evaluation
     make_agent = agent_maker(run.task, run.world_model(), run.controller())
     score = evaluate(run.task, make_agent, config.episodes, config.seed)
+    sticky = {}
+    if run.task.atari and config.sticky_episodes:
+        played = evaluate(run.task, make_agent, config.sticky_episodes, config.seed, sticky=STICKY)
+        sticky = {"sticky_score": played}
     random = evaluate(run.task, random_maker(run.task), config.random_episodes, config.seed)
     made = {stage: run.facts(stage) for stage in STEPS if stage != "evaluate"}
     steps, minutes = ({stage: 0 for stage in stages} for stages in (("collect", "controller"), made))
@@ -147,6 +152,7 @@ def _evaluate(run: Pipeline, directory: Path) -> dict[str, Any]:
             "seed": run.seed,
             "rounds": run.round,
             "score": score,
+            **sticky,
             "random_score": random,
             "real_steps": {"total": sum(steps.values()), **steps},
             "minutes": minutes,
@@ -158,7 +164,7 @@ def _evaluate(run: Pipeline, directory: Path) -> dict[str, Any]:
             "command": run.command("evaluate"),
             "commit": provenance.commit(),
             "weights": {name: sha for record in made.values() for name, sha in record["files"].items()
-                        if name in ("vae.safetensors", "mdn_rnn.safetensors", "controller.safetensors")},
+                        if name in WEIGHTS.values()},
         },
     )  # fmt: skip
     return {"mean": score["mean"], "random_mean": random["mean"]}
