@@ -60,6 +60,24 @@ def test_map_is_lazy_and_read_only(saved):
         found["a"][0] = 1
 
 
+@pytest.mark.parametrize("value", [0.1, -1e4, 65504.0, 1e-7, 5e-9, 0.0])
+def test_half_precision_is_the_nearest_and_done_twice_changes_nothing(value):
+    found = checkpoints.half({"w": np.array([value], np.float32), "n": np.array([70_000]), "b": np.array(True)})
+    assert found["w"].dtype == np.float16 and found["n"].dtype.kind == "i" and found["b"].dtype == bool
+    assert found["n"][0] == 70_000
+    every = np.arange(2**16, dtype=np.uint16).view(np.float16)
+    every = every[np.isfinite(every)].astype(np.float64)
+    exact = np.float64(np.float32(value))
+    assert abs(np.float64(found["w"][0]) - exact) == np.abs(every - exact).min()
+    assert (checkpoints.half(found)["w"] == found["w"]).all()
+
+
+@pytest.mark.parametrize("value", [70_000.0, -1e30, np.inf, np.nan])
+def test_what_half_precision_cannot_hold_is_refused_by_name(value):
+    with pytest.raises(StageError, match="decoder.bias holds NaN or a number too large for half precision"):
+        checkpoints.half({"ok": np.ones(2), "decoder.bias": np.array([1.0, value], np.float32)})
+
+
 def test_sidecar(tmp_path):
     path = tmp_path / "new" / "folder" / "m.safetensors"
     meta = {

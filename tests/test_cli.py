@@ -7,7 +7,7 @@ import pytest
 import yaml
 from safetensors import SafetensorError
 
-from wm_lib import checkpoints, cli, pipeline
+from wm_lib import checkpoints, cli, pipeline, report
 from wm_lib.config import load_config
 from wm_lib.course import runner
 from wm_lib.errors import StageError
@@ -35,7 +35,10 @@ def refused(capsys: pytest.CaptureFixture, *arguments: str, code: int = 2) -> st
 # --- Help
 
 
-@pytest.mark.parametrize("command", ["", "collect", "train", "evaluate", "course", "compare", "doctor", "vet", "config"])
+COMMANDS = ("collect", "train", "evaluate", "play", "course", "curriculum", "compare", "doctor", "vet", "config")
+
+
+@pytest.mark.parametrize("command", ["", *COMMANDS])
 def test_help_names_every_option(capsys, command):
     with pytest.raises(SystemExit) as caught:
         cli.main([*command.split(), "--help"])
@@ -46,7 +49,7 @@ def test_help_names_every_option(capsys, command):
             assert option in text
         assert "smoke | laptop | full" in text
     else:
-        for name in ("collect", "train", "evaluate", "course", "compare", "doctor", "vet", "config"):
+        for name in COMMANDS:
             assert name in text
 
 
@@ -89,6 +92,9 @@ sys.exit(str(heavy & sys.modules.keys()) if heavy & sys.modules.keys() else 0)
         ("evaluate --task pong --episodes 0", ["--episodes must be at least 1, got 0"]),
         ("evaluate --task pong --episodes -3", ["--episodes must be at least 1, got -3"]),
         ("evaluate --task pong --episodes many", ["--episodes", "'many'"]),
+        ("play --task pong --episodes 0", ["--episodes must be at least 1, got 0"]),
+        ("play --task pong --output film.avi", ["--output must end in .gif or .mp4, got film.avi"]),
+        ("play --task pong --seed -1", ["seed must be from 0 to 2147483647, got -1"]),
         ("evaluate --task pong --sticky 1", ["--sticky", "1.0"]),
         ("evaluate --task pong --sticky -0.1", ["--sticky", "-0.1"]),
         ("evaluate --task pong --sticky nan", ["--sticky", "nan"]),
@@ -140,6 +146,7 @@ def test_a_bad_budget_in_the_environment(capsys, monkeypatch):
         ("train --component vae", "wm collect --task pong --budget smoke --run-dir here"),
         ("train --component controller --seed 2", "wm collect --task pong --budget smoke --run-dir here --seed 2"),
         ("evaluate", "wm collect --task pong --budget smoke --run-dir here"),
+        ("play", "wm collect --task pong --budget smoke --run-dir here"),
     ],
 )
 def test_a_missing_stage(capsys, arguments, remedy):
@@ -353,6 +360,46 @@ def test_evaluate_takes_the_shipped_weights_when_no_run_is_named(trained, capsys
     manifest = checkpoints.read_json(trained / "all.json")
     result = checkpoints.read_json(tmp_path / "shipped.json")
     assert result["weights"] == manifest["weights"] and result["returns"] == manifest["score"]["returns"][:1]
+
+
+def test_what_is_published_is_measured_again_exactly(trained, capsys, tmp_path):
+    (tmp_path / "pyproject.toml").touch()
+    (tmp_path / "README.md").write_text(f"{report.START}{report.END}")
+    publish = ["report", "--publish", "--run-dir", str(trained / "run")]
+    assert cli.main(publish) == 0
+    published = tmp_path / "assets" / "manifests" / "lunar-lander.json"
+    manifest = checkpoints.read_json(published)
+    assert report.results_table([manifest]) in capsys.readouterr().out
+    assert cli.main(["evaluate", "--task", "lunar-lander", "--episodes", "2", "--json", "again.json"]) == 0
+    result = checkpoints.read_json(tmp_path / "again.json")
+    assert {name: result[name] for name in SCORE} == manifest["score"]
+    assert result["weights"] == manifest["weights"]
+    manifest["score"]["mean"] += 1
+    checkpoints.write_json(published, manifest)
+    capsys.readouterr()
+    assert cli.main(publish) == 1
+    (line,) = capsys.readouterr().err.splitlines()[-1:]
+    assert line.startswith("wm: not published: lunar-lander (") and line.endswith("--force publishes it all the same")
+    assert cli.main([*publish, "--force"]) == 0
+    assert checkpoints.read_json(published)["score"] == checkpoints.read_json(trained / "all.json")["score"]
+
+
+def test_play_makes_a_film_where_there_is_no_screen(trained, capsys, tmp_path, monkeypatch):
+    from wm_lib import play
+
+    monkeypatch.setattr(play, "has_window", lambda: False)
+    manifest = checkpoints.read_json(trained / "all.json")
+    (tmp_path / "pyproject.toml").touch()
+    command = ["play", *options(trained), "--json", "played.json"]
+    assert cli.main([*command, "--episodes", "2"]) == 0
+    film = tmp_path / "build" / "play" / "lunar-lander.gif"
+    assert film.exists() and f"the film is {film}" in capsys.readouterr().out
+    result = checkpoints.read_json(tmp_path / "played.json")
+    assert set(result) == {"schema", "task", "mode", "weights", "seeds", "returns", "dream", "film"}
+    assert result["weights"] == manifest["weights"] and result["returns"] == manifest["score"]["returns"]
+    assert result["seeds"] == [10_000, 10_001]
+    assert cli.main([*command, "--dream", "--seed", "7", "--output", "dream.mp4"]) == 0
+    assert Path("dream.mp4").exists() and "seed 7: dreamt return" in capsys.readouterr().out
 
 
 def test_a_failed_gate_ends_the_command_and_force_goes_on(capsys, tmp_path, monkeypatch):

@@ -458,11 +458,14 @@ def test_half_precision_latents_are_read(planted: Latents, tmp_path: Path) -> No
 def test_saved_model_predicts_the_same(planted_model: MDNRNN, tmp_path: Path) -> None:
     save_mdn_rnn(tmp_path / "mdn_rnn.safetensors", planted_model, {"seed": 3})
     loaded = load_mdn_rnn(tmp_path / "mdn_rnn.safetensors")
-    assert same_weights(planted_model, loaded)
+    for name, value in planted_model.state_dict().items():
+        assert torch.equal(loaded.state_dict()[name], value.half().float()), name
+    assert (loaded.lstm.weight_ih_l0[: 2 * loaded.rnn_size, -1] == -1e4).all()  # the gates still shut
     assert checkpoints.read_meta(tmp_path / "mdn_rnn.safetensors")["seed"] == 3
     z, action = torch.zeros(1, 4, 1), torch.zeros(1, 4, dtype=torch.int64)
     with torch.inference_mode():
-        assert torch.equal(loaded(z, action)[1], planted_model(z, action)[1])
+        for ours, theirs in zip(loaded(z, action)[0], planted_model(z, action)[0], strict=True):
+            torch.testing.assert_close(ours, theirs, rtol=0.01, atol=0.01)
 
     checkpoints.save(tmp_path / "other.safetensors", {"x": np.zeros(1)}, {"kind": "vae"})
     with pytest.raises(StageError, match="holds vae"):

@@ -192,7 +192,10 @@ def test_files_make_the_same_world_model(vae: VAE, mdn_rnn: MDNRNN, tmp_path: Pa
     paths = tmp_path / "vae.safetensors", tmp_path / "mdn_rnn.safetensors"
     save_vae(paths[0], vae, {})
     save_mdn_rnn(paths[1], mdn_rnn, {})
-    loaded, original = NeuralWorldModel.load(*paths, recent_z=2), NeuralWorldModel(vae, mdn_rnn, 2)
+    halves = VAE(Z), MDNRNN(Z, A, H, mdn_rnn.num_mixtures)
+    for net, trained in zip(halves, (vae, mdn_rnn), strict=True):
+        net.load_state_dict({name: value.half() for name, value in trained.state_dict().items()})
+    loaded, original = NeuralWorldModel.load(*paths, recent_z=2), NeuralWorldModel(*halves, 2)
     rows = some_rows(original, 4)
     for a, b in zip(
         loaded.imagine(*rows, 1.0, np.random.default_rng(0)),

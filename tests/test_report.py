@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from wm_lib import checkpoints, report
@@ -47,7 +48,9 @@ def test_the_table_holds_every_figure_and_its_columns_line_up() -> None:
     lines = table.splitlines()
     assert len({len(line) for line in lines}) == 1
     cells = [cell.strip() for cell in lines[2].strip("|").split("|")]
-    assert cells == ["pong", "5.0 [4.0, 6.0]", "-20.0 [-21.0, -19.0]", "18", "30", "1,040,960", "6"]
+    assert cells == ["pong", "5.0 [4.0, 6.0]", "-", "-20.0 [-21.0, -19.0]", "18", "30", "1,040,960", "6"]
+    sticky = manifest("pong", 5.04, 4, 6, -19) | {"sticky_score": {"mean": 3.0, "ci95": [1, 5]}}
+    assert "| 5.0 [4.0, 6.0] | 3.0 [1.0, 5.0]" in report.results_table([sticky])
     assert "431.1 [400.0, 462.0]" in lines[3]
 
 
@@ -70,16 +73,109 @@ def test_a_readme_without_marks_is_left_alone(tmp_path: Path) -> None:
     assert readme.read_text() == f"{report.START} only"
 
 
-def test_publishing_copies_the_manifests_and_marks_what_the_protocol_does_not_yet_support(tmp_path: Path) -> None:
+@pytest.fixture
+def measured(tmp_path: Path):
+    """A function: a run in `tmp_path / "run"` with a score of a task and the weights it is of; V is in `dtype`."""
     (tmp_path / "README.md").write_text(f"{report.START}{report.END}")
-    run = tmp_path / "run"
-    for task, mean, episodes in (("pong", 20.0, 30), ("breakout", 5.0, 100), ("car-racing", 19.0, 100)):
-        made = manifest(task, mean, 4, 6, -19)
+
+    def measure(task: str, mean: float, episodes: int = 100, dtype: type = np.float16, **values: object) -> Path:
+        folder = tmp_path / "run" / task
+        made = manifest(task, mean, 4, 6, -19) | {"mode": "full"} | values
         made["score"]["episodes"] = episodes
         made["command"] = f"wm train --task {task} --run-dir '/here and/there' --seed 3"
-        checkpoints.write_json(run / task / "evaluate" / "manifest.json", made)
-    published = report.publish(run, tmp_path)
-    assert [m["provisional"] for m in published] == [True, True, False]
+        arrays = {"vae": np.linspace(0, 1, 7, dtype=dtype), "mdn_rnn": np.ones(2, np.float16)}
+        arrays["controller"] = np.linspace(0, 1, 5, dtype=np.float32)
+        arrays = {stage: (array + mean).astype(array.dtype) for stage, array in arrays.items()}
+        made["weights"] = {
+            name: checkpoints.save(folder / stage / name, {"w": arrays[stage]}, {"task": task})
+            for stage, name in report.WEIGHTS.items()
+        }
+        checkpoints.write_json(folder / "evaluate" / "manifest.json", made)
+        return folder
+
+    return measure
+
+
+def published_mean(root: Path, task: str) -> float:
+    return checkpoints.read_json(root / "assets" / "manifests" / f"{task}.json")["score"]["mean"]
+
+
+def test_publishing_copies_the_manifests_and_marks_what_the_protocol_does_not_yet_support(tmp_path, measured) -> None:
+    for task, mean, episodes in (("pong", 20.0, 30), ("breakout", 5.0, 100), ("car-racing", 19.0, 100)):
+        measured(task, mean, episodes)
+    published, refused = report.publish(tmp_path / "run", tmp_path)
+    assert [m["provisional"] for m in published] == [True, True, False] and refused == []
     assert published[0]["command"] == "wm train --task pong --seed 3"
     assert published == report.find_manifests(tmp_path / "assets" / "manifests")
     assert report.results_table(published) in (tmp_path / "README.md").read_text()
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32])
+def test_publishing_ships_the_weights_in_half_precision(tmp_path, measured, dtype) -> None:
+    run = measured("pong", 20.0, dtype=dtype)
+    before = checkpoints.read_json(run / "evaluate" / "manifest.json")["weights"]
+    ((published,), _) = report.publish(tmp_path / "run", tmp_path)
+    shipped = tmp_path / "assets" / "weights" / "pong"
+    for stage, name in report.WEIGHTS.items():
+        assert published["weights"][name] == checkpoints.sha256_file(shipped / name)
+        tensors, meta = checkpoints.load(shipped / name)
+        assert meta["task"] == "pong"
+        original = checkpoints.load(run / stage / name)[0]["w"]
+        if stage == "controller":
+            assert tensors["w"].dtype == np.float32 and (tensors["w"] == original).all()
+        else:
+            assert tensors["w"].dtype == np.float16 and (tensors["w"] == original.astype(np.float16)).all()
+    # What the run kept in half precision already is shipped byte for byte.
+    changed = {name for name, sha in before.items() if published["weights"][name] != sha}
+    assert changed == (set() if dtype == np.float16 else {"vae.safetensors"})
+
+
+def test_a_worse_score_is_not_published_unless_forced(tmp_path, measured) -> None:
+    for task in ("pong", "breakout"):
+        measured(task, 20.0)
+    report.publish(tmp_path / "run", tmp_path)
+    weights = {path: path.read_bytes() for path in (tmp_path / "assets" / "weights" / "pong").iterdir()}
+    measured("pong", 19.0)
+    measured("breakout", 21.0)
+    published, refused = report.publish(tmp_path / "run", tmp_path)
+    assert refused == ["pong (19.0 is below the published 20.0)"]
+    assert [m["score"]["mean"] for m in published] == [20.0, 21.0]
+    assert weights == {path: path.read_bytes() for path in weights}
+    assert report.publish(tmp_path / "run", tmp_path, force=True)[1] == []
+    assert published_mean(tmp_path, "pong") == 19.0
+    measured("pong", 19.0)  # as good is good enough: what is published can be published again
+    assert report.publish(tmp_path / "run", tmp_path)[1] == []
+
+
+def test_scores_of_other_modes_are_not_compared(tmp_path, measured) -> None:
+    measured("pong", 20.0)
+    report.publish(tmp_path / "run", tmp_path)
+    measured("pong", 19.0, mode="simulation")
+    assert report.publish(tmp_path / "run", tmp_path)[1] == []
+
+
+@pytest.mark.parametrize("how", ["trained again", "missing", "damaged"])
+def test_weights_that_the_score_is_not_of_are_not_shipped(tmp_path, measured, how) -> None:
+    run = measured("pong", 20.0)
+    path = run / "controller" / "controller.safetensors"
+    if how == "trained again":
+        checkpoints.save(path, {"w": np.zeros(5, np.float32)}, {})
+    elif how == "missing":
+        path.unlink()
+    else:
+        path.write_bytes(path.read_bytes()[:-1] + b"x")
+    told = {"trained again": "after its score was measured.*wm train", "missing": "is missing", "damaged": "is damaged"}
+    with pytest.raises(StageError, match=told[how]):
+        report.publish(tmp_path / "run", tmp_path)
+    assert not (tmp_path / "assets").exists()
+
+
+def test_the_weights_of_the_last_round_are_shipped(tmp_path, measured) -> None:
+    first = measured("pong", 18.0)
+    later = first.rename(tmp_path / "round-2")
+    measured("pong", 20.0)
+    later.rename(first / "round-2")
+    ((published,), _) = report.publish(tmp_path / "run", tmp_path)
+    assert published["score"]["mean"] == 18.0
+    shipped = checkpoints.load(tmp_path / "assets" / "weights" / "pong" / "vae.safetensors")[0]["w"]
+    assert shipped[0] == 18.0

@@ -10,6 +10,7 @@ from test_pipeline import TINY, write_config
 from wm_lib import checkpoints, pipeline, report
 from wm_lib.control.agent import Agent
 from wm_lib.errors import StageError, UsageError
+from wm_lib.evaluation import agent_maker, evaluate
 from wm_lib.pipeline import STAGES, Pipeline
 from wm_lib.rollouts import Rollouts, split_sequences
 from wm_lib.seeding import derive_seed
@@ -183,9 +184,17 @@ def test_the_manifest_counts_all_rounds(second):
     run.build("evaluate")
     manifest = run.manifest()
     assert manifest["rounds"] == 2
+    sticky = manifest["sticky_score"]  # smoke: one game
+    assert sticky["seeds"] == [10_000] and sticky["real_steps"] > 0
+    assert sticky["returns"] == run_sticky(run)["returns"] != manifest["score"]["returns"][:1]
     assert manifest["real_steps"] == {"total": 128 + 64 + 32, "collect": 128, "controller": 64 + 32}
     total = sum(each.facts("vae")["minutes"] for each in run.rounds)
     assert manifest["minutes"]["vae"] == pytest.approx(total)
+
+
+def run_sticky(run: Pipeline) -> dict:
+    """What `wm evaluate --sticky 0.25 --episodes 1` measures."""
+    return evaluate(run.task, agent_maker(run.task, run.world_model(), run.controller()), 1, 10_000, sticky=0.25)
 
 
 def test_evolution_goes_on_from_its_last_mean(first_round, tmp_path):

@@ -587,7 +587,8 @@ def test_active_units_vary_over_the_data() -> None:
 
 
 def test_a_saved_vae_is_the_same_to_the_last_bit(trained: tuple[VAE, Path], data: Rollouts, tmp_path: Path) -> None:
-    model, _ = trained
+    model = VAE(8)  # as it is loaded: every weight is a half
+    model.load_state_dict({name: value.half() for name, value in trained[0].state_dict().items()})
     path = tmp_path / "vae.safetensors"
     digest = save_vae(path, model, {"task": "pong"})
     assert digest == checkpoints.sha256_file(path)
@@ -599,6 +600,21 @@ def test_a_saved_vae_is_the_same_to_the_last_bit(trained: tuple[VAE, Path], data
         for ours, theirs in zip(loaded.encode(frames), model.encode(frames), strict=True):
             assert torch.equal(ours, theirs)
     assert save_vae(tmp_path / "again.safetensors", loaded, {}) == digest
+    # Trained weights are saved as that, and so is a file in single precision read.
+    assert save_vae(tmp_path / "single.safetensors", trained[0], {}) == digest
+    tensors = {name: value.numpy() for name, value in trained[0].state_dict().items()}
+    assert checkpoints.save(tmp_path / "single.safetensors", tensors, {"kind": "vae", "z_dim": 8}) != digest
+    assert same_weights(load_vae(tmp_path / "single.safetensors"), loaded)
+
+
+@torch.inference_mode()
+def test_half_precision_costs_v_nothing(trained: tuple[VAE, Path], data: Rollouts, tmp_path: Path) -> None:
+    save_vae(tmp_path / "vae.safetensors", trained[0], {})
+    frames = data.gather(np.arange(64))
+    target = torch.from_numpy(frames).permute(0, 3, 1, 2) / 255
+    models = trained[0], load_vae(tmp_path / "vae.safetensors")
+    before, after = ((model.decode(model.encode(frames)[0]) - target).square().mean().item() for model in models)
+    assert after == pytest.approx(before, rel=0.01)
 
 
 def test_other_files_are_refused(tmp_path: Path) -> None:

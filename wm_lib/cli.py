@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 from safetensors import SafetensorError
@@ -22,8 +22,9 @@ from wm_lib.evaluation import agent_maker, evaluate, random_maker
 from wm_lib.folders import project_root, resolve_run_dir
 from wm_lib.pipeline import Pipeline, resolve_mode, task_in
 from wm_lib.seeding import check_seed
-from wm_lib.tasks import TASKS, get_task
+from wm_lib.tasks import TASKS, Task, get_task
 
+if TYPE_CHECKING:
 COMPONENTS = ("vae", "mdn_rnn", "reservoir", "controller", "all")
 
 
@@ -67,7 +68,7 @@ def _parser() -> argparse.ArgumentParser:
         "--seed",
         type=int,
         metavar="N",
-        help="seed of the run (default: 0; evaluate: first of the seeds, 10000)",
+        help="seed of the run (default: 0; evaluate, play: first of the seeds, 10000)",
     )
     common.add_argument("--config", metavar="FILE", help="YAML with your own numbers, on top of the budget's")
     common.add_argument("--json", metavar="FILE", help="also write the result as JSON")
@@ -106,6 +107,13 @@ def _parser() -> argparse.ArgumentParser:
     score.add_argument("--episodes", type=int, default=100, metavar="N", help="episodes (default: 100)")
     score.add_argument("--sticky", type=float, default=0.0, metavar="P", help="Atari: sticky actions (default: 0)")
     score.add_argument("--random", action="store_true", help="measure random play instead of an agent")
+    watch = command(
+        "play", _play, "Watch an agent, of --run-dir, else the shipped one: in a window, or without a screen on film."
+    )
+    watch.add_argument("--task", required=True, metavar="T", help=tasks)
+    watch.add_argument("--episodes", type=int, default=1, metavar="N", help="games (default: 1)")
+    watch.add_argument("--output", metavar="FILE", help=".gif (the first 20 seconds) or .mp4 (everything)")
+    watch.add_argument("--dream", action="store_true", help="let it play in its own dream")
     course = command("course", _course, "Run all notebooks in order with papermill and make an index of them.")
     course.add_argument("--task", metavar="T", help="the task notebooks 02-06 look at; " + tasks)
     course.add_argument(
@@ -133,9 +141,10 @@ def _parser() -> argparse.ArgumentParser:
     )
     table.add_argument("--task", metavar="T", help=f"measure the world model of this task; {tasks}")
     table.add_argument(
-        "--publish", action="store_true", help="copy it to assets/manifests; scores go into README's table too"
+        "--publish", action="store_true", help="ship it in assets: scores with their weights, and README's table"
     )
-    for of_a_round in (collect, train, score, table, versus):
+    table.add_argument("--force", action="store_true", help="publish a score that is below the published one too")
+    for of_a_round in (collect, train, score, watch, table, versus):
         of_a_round.add_argument(
             "--rounds",
             type=int,
@@ -153,7 +162,7 @@ def _parser() -> argparse.ArgumentParser:
     config = command("config", _config, "Print every setting of a budget as YAML.")
     config.add_argument("--task", metavar="T", help=tasks)
     config.add_argument("--show", action="store_true", help="print it (the default)")
-    for in_a_mode in (collect, train, score, table, config):
+    for in_a_mode in (collect, train, score, watch, table, config):
         text = f"{' | '.join(MODES)}; auto: what this machine has (default: full)"
         in_a_mode.add_argument("--mode", default="full", metavar="M", help=text)
     return parser  # fmt: skip
@@ -204,29 +213,63 @@ def _evaluate(args: argparse.Namespace) -> None:
         raise UsageError(f"--sticky must be from 0 up to (not including) 1, got {args.sticky}")
     if args.sticky and not task.atari:
         raise UsageError(f"--sticky is for the Atari tasks, {task.name} is none")
-    config = load_config(args.budget, task.name, args.config, args.mode)
-    seed = config.evaluation.seed if args.seed is None else args.seed
-    check_seed(seed)
+    seed = _first_seed(args, task)
     weights: dict[str, str] = {}
     if args.random:
         make_agent = random_maker(task)
     else:
-        paths = find_weights(args, task.name)
-        controller = Controller.load(paths["controller"])
-        if args.mode == "full":
-            from wm_lib.models.neural import NeuralWorldModel
-
-            world_model = NeuralWorldModel.load(paths["vae"], paths["mdn_rnn"], controller.meta.get("recent_z", 1))
-        else:
-            from wm_lib.models.reservoir import Reservoir
-
-            world_model = Reservoir.load(paths["reservoir"])
+        world_model, controller, weights = _load_agent(args, task)
         make_agent = agent_maker(task, world_model, controller)
-        weights = {path.name: checkpoints.read_meta(path)["sha256"] for path in paths.values()}
     result = evaluate(task, make_agent, args.episodes, seed, sticky=args.sticky)
     beside = "a simulated score, which has no target" if task.simulated else f"target {task.target:g}"
     print(f"{task.name}: {report.interval(result)} over {args.episodes} episodes; {beside}")
     _report(args, {"task": task.name, "mode": args.mode, "weights": weights, "sticky": args.sticky, **result})
+
+
+def _play(args: argparse.Namespace) -> None:
+    args.mode = resolve_mode(args.mode)
+    task = task_in(args.mode, args.task)
+    if args.episodes < 1:
+        raise UsageError(f"--episodes must be at least 1, got {args.episodes}")
+    if args.output and Path(args.output).suffix not in (".gif", ".mp4"):
+        raise UsageError(f"--output must end in .gif or .mp4, got {args.output}")
+    seed = _first_seed(args, task)
+    world_model, controller, weights = _load_agent(args, task)
+    from wm_lib import play
+
+    path = Path(args.output) if args.output else None
+    if path is None and not play.has_window():
+        path = project_root() / "build" / "play" / f"{task.name}.gif"
+    seeds = range(seed, seed + args.episodes)
+    returns = play.play(task, world_model, controller, seeds, path, args.dream)
+    for number, value in zip(seeds, returns, strict=False):
+        print(f"{task.name}, seed {number}: {'dreamt ' if args.dream else ''}return {value:.1f}")
+    if path is not None:
+        print(f"the film is {path}")
+    played = {"seeds": list(seeds)[: len(returns)], "returns": returns, "dream": args.dream, "film": path}
+    _report(args, {"task": task.name, "mode": args.mode, "weights": weights, **played})
+
+
+def _first_seed(args: argparse.Namespace, task: Task) -> int:
+    config = load_config(args.budget, task.name, args.config, args.mode)
+    seed = config.evaluation.seed if args.seed is None else args.seed
+    check_seed(seed)
+    return seed
+
+
+def _load_agent(args: argparse.Namespace, task: Task) -> tuple[WorldModel, Controller, dict[str, str]]:
+    """V and M, C, and the sha256 of each file."""
+    paths = find_weights(args, task.name)
+    controller = Controller.load(paths["controller"])
+    if args.mode == "full":
+        from wm_lib.models.neural import NeuralWorldModel
+
+        world_model = NeuralWorldModel.load(paths["vae"], paths["mdn_rnn"], controller.meta.get("recent_z", 1))
+    else:
+        from wm_lib.models.reservoir import Reservoir
+
+        world_model = Reservoir.load(paths["reservoir"])
+    return world_model, controller, {path.name: checkpoints.read_meta(path)["sha256"] for path in paths.values()}
 
 
 def find_weights(args: argparse.Namespace, task: str) -> dict[str, Path]:
@@ -296,12 +339,15 @@ def _table(args: argparse.Namespace) -> None:
     if not manifests:
         option = "" if mode == "full" else f" --mode {mode}"
         raise StageError(f"no scores in {folder}; make one with: wm train --task pong --run-dir {folder}{option}")
+    if args.publish and mode != "full":
+        raise UsageError(f"only scores of mode full are published, these are of mode {mode}")
+    refused: list[str] = []
     if args.publish:
-        if mode != "full":
-            raise UsageError(f"only scores of mode full are published, these are of mode {mode}")
-        manifests = report.publish(folder, project_root())
+        manifests, refused = report.publish(folder, project_root(), args.force)
     print(report.results_table(manifests))
     _report(args, {"manifests": manifests})
+    if refused:
+        raise StageError(f"not published: {', '.join(refused)}; --force publishes it all the same")
 
 
 def _world_model(args: argparse.Namespace) -> None:

@@ -190,11 +190,13 @@ class EvaluationConfig(_Section):
     Attributes:
         episodes: Episodes of the score.
         random_episodes: Episodes of random play, for comparison.
+        sticky_episodes: Atari: episodes of the agent's score with sticky actions; 0 = it is not measured.
         seed: Seed of the first episode; the others follow it.
     """
 
     episodes: int = Field(30, ge=1, le=100_000)
     random_episodes: int = Field(30, ge=1, le=100_000)
+    sticky_episodes: int = Field(10, ge=0, le=100_000)
     seed: int = Field(10_000, ge=0, le=2**31 - 1)
 
 

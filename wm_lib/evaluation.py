@@ -18,6 +18,8 @@ from wm_lib.tasks import Task
 if TYPE_CHECKING:
     from gymnasium.vector import VectorEnv
 
+STICKY = 0.25  # probability of a sticky action in an Atari task's second score (Machado et al., 2018)
+
 
 class Player(Protocol):
     """A policy that can be told which episode begins where."""

@@ -1,4 +1,4 @@
-"""Scores for people: a mean with its interval, and the table of a run, from the manifests that evaluation wrote."""
+"""Scores for people: a mean with its interval, the table of a run, and what is published with the weights behind it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from wm_lib.tasks import TASKS
 
 START, END = "<!-- results:start -->", "<!-- results:end -->"  # in README.md
 PROTOCOL_EPISODES = 100
-COLUMNS = ("task", "agent", "random play", "target", "episodes", "real decisions", "minutes")
+COLUMNS = ("task", "agent", "sticky actions", "random play", "target", "episodes", "real decisions", "minutes")
+WEIGHTS = {stage: f"{stage}.safetensors" for stage in ("vae", "mdn_rnn", "controller")}  # of an agent: V, M and C
 
 
 def interval(score: dict[str, Any]) -> str:
@@ -38,17 +39,19 @@ def is_provisional(score: dict[str, Any], target: float) -> bool:
 
 def find_manifests(folder: Path, mode: str = "full") -> list[dict[str, Any]]:
     """The manifests of a run folder (the last round's of each task) or of `assets/manifests`, in the tasks' order."""
+    return [checkpoints.read_json(path) for path in _manifest_paths(folder, mode)]
+
+
+def _manifest_paths(folder: Path, mode: str = "full") -> list[Path]:
     found = []
     for task in TASKS:
-        if mode != "full":
-            path = folder / task / mode / "evaluate" / "manifest.json"
-            found += [checkpoints.read_json(path)] if path.exists() else []
-            continue
-        rounds = sorted(folder.glob(f"{task}/round-*/evaluate/manifest.json"), key=lambda path: int(path.parts[-3][6:]))
-        paths = [folder / task / "evaluate" / "manifest.json", *rounds, folder / f"{task}.json"]
-        paths = [path for path in paths if path.exists()]
-        if paths:
-            found.append(checkpoints.read_json(paths[-1]))
+        if mode == "full":
+            rounds = folder.glob(f"{task}/round-*/evaluate/manifest.json")
+            rounds = sorted(rounds, key=lambda path: int(path.parts[-3][6:]))
+            paths = [folder / task / "evaluate" / "manifest.json", *rounds, folder / f"{task}.json"]
+        else:
+            paths = [folder / task / mode / "evaluate" / "manifest.json"]
+        found += [path for path in paths if path.exists()][-1:]
     return found
 
 
@@ -58,6 +61,7 @@ def results_rows(manifests: list[dict[str, Any]]) -> list[tuple[str, ...]]:
         (
             f"{manifest['task']} (simulated)" if manifest.get("mode") == "simulation" else manifest["task"],
             interval(manifest["score"]),
+            interval(manifest["sticky_score"]) if "sticky_score" in manifest else "-",
             interval(manifest["random_score"]),
             "none" if manifest.get("mode") == "simulation" else f"{manifest['target']:g}",
             str(manifest["score"]["episodes"]),
@@ -97,21 +101,63 @@ def html_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "<table>" + "".join(f"<tr>{line}</tr>\n" for line in lines) + "</table>"
 
 
-def publish(run_dir: Path, root: Path) -> list[dict[str, Any]]:
-    """Copy the manifests of a run to `assets/manifests` and put the table of all that are there into README.md.
+def publish(run_dir: Path, root: Path, force: bool = False) -> tuple[list[dict[str, Any]], list[str]]:
+    """Ship the weights and manifests of a run in `assets`, and put the table of all that are there into README.md.
+
+    Args:
+        run_dir: `runs/<run>`; of each task its last round that has a score.
+        root: The repository.
+        force: Whether to publish also what is worse than what is there.
+
+    Returns:
+        All published manifests; and for each task of the run that was left as it was, being worse, why.
 
     Raises:
-        StageError: README.md has no place for the table.
+        StageError: Weights are missing, damaged, or not those that the score was measured with; or README.md has no
+            place for the table.
     """
-    shipped = root / "assets" / "manifests"
-    for manifest in find_manifests(run_dir):
+    assets, refused = root / "assets", []
+    for path in _manifest_paths(run_dir):
+        manifest = checkpoints.read_json(path)
+        task, mean = manifest["task"], manifest["score"]["mean"]
+        published = assets / "manifests" / f"{task}.json"
+        if published.exists() and not force:
+            before = checkpoints.read_json(published)
+            if before["mode"] == manifest["mode"] and before["score"]["mean"] > mean:
+                refused.append(f"{task} ({mean:.1f} is below the published {before['score']['mean']:.1f})")
+                continue
         manifest["provisional"] = is_provisional(manifest["score"], manifest["target"])
         # Where it lay on one machine is of no use on another.
         manifest["command"] = re.sub(r" --run-dir ('[^']*'|\S+)", "", manifest["command"])
-        checkpoints.write_json(shipped / f"{manifest['task']}.json", manifest)
-    manifests = find_manifests(shipped)
+        manifest["weights"] = ship_weights(path.parents[1], assets / "weights" / task, manifest["weights"])
+        checkpoints.write_json(published, manifest)
+    manifests = find_manifests(assets / "manifests")
     write_readme(root / "README.md", manifests)
-    return manifests
+    return manifests, refused
+
+
+def ship_weights(run: Path, folder: Path, measured: dict[str, str]) -> dict[str, str]:
+    """Copy V, M and C of a round to `folder`; V and M in half precision, as which they were loaded to be measured.
+
+    Args:
+        run: Folder of the round's stages.
+        folder: Where to.
+        measured: File -> sha256, of the weights that the score is of.
+
+    Returns:
+        File -> sha256 of the copies; the same, unless a file of the run was in single precision.
+
+    Raises:
+        StageError: A file is missing, damaged, or another one was measured. Nothing is written then.
+    """
+    loaded = {}
+    for stage, name in WEIGHTS.items():
+        path = run / stage / name
+        tensors, meta = checkpoints.load(path)
+        if meta["sha256"] != measured.get(name):
+            raise StageError(f"{path} was made after its score was measured; `wm train --component all` measures again")
+        loaded[name] = (tensors if stage == "controller" else checkpoints.half(tensors)), meta
+    return {name: checkpoints.save(folder / name, tensors, meta) for name, (tensors, meta) in loaded.items()}
 
 
 def write_readme(readme: Path, manifests: list[dict[str, Any]]) -> None:

@@ -18,7 +18,7 @@ from wm_lib import checkpoints, gates, provenance, rollouts
 from wm_lib.control.agent import Agent, feature_statistics
 from wm_lib.control.controller import Controller
 from wm_lib.errors import UsageError
-from wm_lib.evaluation import agent_maker, evaluate, random_maker
+from wm_lib.evaluation import STICKY, agent_maker, evaluate, random_maker
 from wm_lib.report import is_provisional
 from wm_lib.seeding import derive_seed
 
@@ -89,9 +89,10 @@ def _mdn_rnn(run: Pipeline, directory: Path) -> dict[str, Any]:
         directory=directory,
         start=start,
     )
-    mdn_rnn.save_mdn_rnn(directory / "mdn_rnn.safetensors", net, {"task": run.task.name})
+    path = directory / "mdn_rnn.safetensors"
+    mdn_rnn.save_mdn_rnn(path, net, {"task": run.task.name})
     _, held_out = rollouts.split_sequences(len(latents["mu"]))
-    return mdn_rnn.evaluate_mdn_rnn(net, latents, held_out)
+    return mdn_rnn.evaluate_mdn_rnn(mdn_rnn.load_mdn_rnn(path), latents, held_out)
 
 
 def _reservoir(run: Pipeline, directory: Path) -> dict[str, Any]:
@@ -179,6 +180,10 @@ def _evaluate(run: Pipeline, directory: Path) -> dict[str, Any]:
     config = run.config.evaluation
     make_agent = agent_maker(run.task, run.world_model(), run.controller())
     score = evaluate(run.task, make_agent, config.episodes, config.seed)
+    sticky = {}
+    if run.task.atari and config.sticky_episodes:
+        played = evaluate(run.task, make_agent, config.sticky_episodes, config.seed, sticky=STICKY)
+        sticky = {"sticky_score": played}
     random = evaluate(run.task, random_maker(run.task), config.random_episodes, config.seed)
     made = {stage: run.facts(stage) for stage in STAGES[run.mode] if stage != "evaluate"}
     steps, minutes = ({stage: 0 for stage in stages} for stages in (("collect", "controller"), made))
@@ -200,6 +205,7 @@ def _evaluate(run: Pipeline, directory: Path) -> dict[str, Any]:
             "seed": run.seed,
             "rounds": run.round,
             "score": score,
+            **sticky,
             "random_score": random,
             "real_steps": {"total": sum(steps.values()), **steps},
             "minutes": minutes,

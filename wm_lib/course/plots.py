@@ -23,10 +23,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, MaxNLocator
 
-from wm_lib.evaluation import t_quantile
-
 from wm_lib import doctor
 from wm_lib.doctor import Diagnosis
+from wm_lib.evaluation import t_quantile
 
 if TYPE_CHECKING:
     from gymnasium.vector import VectorEnv

@@ -344,14 +344,14 @@ def calibration(said: np.ndarray, came: np.ndarray, num_groups: int = 10) -> lis
 
 
 def save_mdn_rnn(path: Path, model: MDNRNN, meta: dict) -> str:
-    """Write the weights; returns the sha256."""
+    """Write the weights in half precision; returns the sha256."""
     tensors = {name: value.detach().numpy() for name, value in model.state_dict().items()}
     sizes = {name: getattr(model, name) for name in SIZES}
-    return checkpoints.save(path, tensors, {"kind": "mdn_rnn", **sizes, **meta})
+    return checkpoints.save(path, checkpoints.half(tensors), {"kind": "mdn_rnn", **sizes, **meta})
 
 
 def load_mdn_rnn(path: Path) -> MDNRNN:
-    """Read what `save_mdn_rnn` wrote.
+    """Read what `save_mdn_rnn` wrote, as float32; a file in single precision is rounded as it would have been then.
 
     Raises:
         StageError: The file is missing, damaged or not of an MDN-RNN like ours.
@@ -361,5 +361,5 @@ def load_mdn_rnn(path: Path) -> MDNRNN:
         found = meta.get("kind", "something else")
         raise StageError(f"{path} holds {found}, not an MDN-RNN; give the path of M")
     model = MDNRNN(**{name: meta[name] for name in SIZES})
-    training.fill(model, tensors, path)
+    training.fill(model, checkpoints.half(tensors), path)
     return model.eval()

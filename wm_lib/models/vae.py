@@ -269,13 +269,13 @@ def active_units(mu: np.ndarray, threshold: float = 0.01) -> int:
 
 
 def save_vae(path: Path, vae: VAE, meta: dict) -> str:
-    """Write weights and background; returns the sha256."""
+    """Write weights and background in half precision; returns the sha256."""
     tensors = {name: value.detach().numpy() for name, value in vae.state_dict().items()}
-    return checkpoints.save(path, tensors, {"kind": "vae", "z_dim": vae.z_dim, **meta})
+    return checkpoints.save(path, checkpoints.half(tensors), {"kind": "vae", "z_dim": vae.z_dim, **meta})
 
 
 def load_vae(path: Path) -> VAE:
-    """Read what `save_vae` wrote.
+    """Read what `save_vae` wrote, as float32; a file in single precision is rounded as it would have been then.
 
     Raises:
         StageError: The file is missing, damaged or not of a VAE like ours.
@@ -287,5 +287,5 @@ def load_vae(path: Path) -> VAE:
     if not isinstance(z_dim, int) or z_dim < 1:
         raise StageError(f"{path} does not say the size of its z; train V again")
     vae = VAE(z_dim)
-    training.fill(vae, tensors, path)
+    training.fill(vae, checkpoints.half(tensors), path)
     return vae.eval()
