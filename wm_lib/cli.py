@@ -25,6 +25,8 @@ from wm_lib.seeding import check_seed
 from wm_lib.tasks import TASKS, Task, get_task
 
 if TYPE_CHECKING:
+    from wm_lib.models.world_model import WorldModel
+
 COMPONENTS = ("vae", "mdn_rnn", "reservoir", "controller", "all")
 
 
