@@ -83,7 +83,7 @@ sys.exit(str(heavy & sys.modules.keys()) if heavy & sys.modules.keys() else 0)
         ("train --task pong --budget huge", ["'huge'", "smoke, laptop, full"]),
         ("course --budget huge", ["'huge'", "smoke, laptop, full"]),
         ("config --budget laptob", ["'laptob'", "did you mean laptop?"]),
-        ("train --task pong --component rnn", ["'rnn'", "vae, mdn_rnn, controller, all"]),
+        ("train --task pong --component rnn", ["'rnn'", "vae, mdn_rnn, reservoir, controller, all"]),
         ("train --task pong --seed -1", ["seed must be from 0 to 2147483647, got -1"]),
         ("train --task pong --seed 2147483648", ["seed must be from 0 to 2147483647, got 2147483648"]),
         ("train --task pong --seed one", ["--seed", "'one'"]),
@@ -201,10 +201,12 @@ def test_config_prints_yaml_that_is_read_again(capsys, tmp_path):
         "collect",
         "vae",
         "mdnrnn",
+        "reservoir",
         "controller",
         "evaluation",
         "gates",
         "rounds",
+        "compare",
         "curriculum",
         "doctor",
     ]
@@ -301,6 +303,7 @@ def test_the_manifest_says_where_the_score_comes_from(trained):
         "schema", "task", "env_id", "target", "mode", "variant", "provisional", "seed", "score", "random_score",
         "real_steps", "failed_gates", "minutes", "config", "machine", "versions", "command", "commit", "weights",
         "rounds",
+        "compare",
     }  # fmt: skip
     assert (manifest["schema"], manifest["task"], manifest["env_id"]) == (1, "lunar-lander", "LunarLander-v3")
     assert (manifest["mode"], manifest["variant"], manifest["target"]) == ("full", "ppo", 200)
