@@ -51,12 +51,14 @@ class CollectConfig(_Section):
         shard_length: Decisions of each environment in one shard, the unit of resuming.
         gymnasium_fraction: Share of the shards played on the Gymnasium path instead of EnvPool, in [0, 1].
             Box2D looks different there, and that is where scores are measured.
+        repeat: Probability, at most 0.999, that random play holds its last action, see `StickyRandom`.
     """
 
     num_steps: int = Field(40_960, ge=1, le=10**9)
     num_envs: int = Field(32, ge=1, le=4096)
     shard_length: int = Field(640, ge=2, le=100_000)
     gymnasium_fraction: float = Field(0.0, ge=0, le=1)
+    repeat: float = Field(0.9, ge=0, le=0.999)
 
 
 class VAEConfig(_Section):

@@ -81,7 +81,8 @@ def play_with_truth(run: Pipeline) -> dict[str, Truth]:
     if not decisions:
         return {}
     num_envs = 1 if task.name == "car-racing" else probes.NUM_ENVS
-    policies: dict[str, rollouts.Policy] = {"random": rollouts.StickyRandom(task.num_actions, num_envs, run.seed)}
+    random = rollouts.StickyRandom(task.num_actions, num_envs, run.seed, run.config.collect.repeat)
+    policies: dict[str, rollouts.Policy] = {"random": random}
     player = run if has_controller(run) else run.previous
     if player is not None:
         rngs = np.random.default_rng(run.seed).spawn(num_envs)

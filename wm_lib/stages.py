@@ -30,7 +30,7 @@ def _explorer(run: Pipeline, num_envs: int) -> Callable[[int], rollouts.Policy]:
     """Who plays for data: random play in the first round, then the agent of the round before, its actions sampled."""
     num_actions = run.task.num_actions
     if run.previous is None:
-        return lambda seed: rollouts.StickyRandom(num_actions, num_envs, seed)
+        return lambda seed: rollouts.StickyRandom(num_actions, num_envs, seed, run.config.collect.repeat)
     world_model, controller = run.previous.world_model(bf16=True), run.previous.controller()
     return lambda seed: Agent(world_model, controller, num_envs, np.random.default_rng(seed).spawn(num_envs))
 
@@ -242,7 +242,7 @@ def _check_latents(run: Pipeline, facts: dict[str, Any]) -> list[gates.Gate]:
         eyes = NeuralWorldModel(
             load_vae(run.directory / "vae" / "vae.safetensors"), MDNRNN(mu.shape[-1], task.num_actions, rnn_size=1)
         )
-        policy = rollouts.StickyRandom(task.num_actions, probes.NUM_ENVS, run.seed)
+        policy = rollouts.StickyRandom(task.num_actions, probes.NUM_ENVS, run.seed, run.config.collect.repeat)
         truth = probes.play(task, eyes, policy, probes.NUM_ENVS, settings.probe_decisions, run.seed)
         arrays = (truth[name] for name in ("z", "values", "visible", "episode"))
         found = probes.probe(*arrays, probes.names(task), kind="mlp", seed=run.seed)
