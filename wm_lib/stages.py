@@ -137,15 +137,13 @@ def _controller(run: Pipeline, directory: Path) -> dict[str, Any]:
             )
     else:
         from wm_lib.control.evolution import train_evolution
+        from wm_lib.control.first_guess import first_guess
 
+        start = run.previous.controller() if run.previous else None
+        if run.mode != "full":
+            start = first_guess(world_model, run.latents(), run.task.num_actions)
         controller = train_evolution(
-            world_model,
-            run.task,
-            config,
-            seed=run.seed,
-            directory=directory,
-            log_dir=directory,
-            start=run.previous.controller() if run.previous else None,
+            world_model, run.task, config, seed=run.seed, directory=directory, log_dir=directory, start=start
         )
     controller.save(directory / "controller.safetensors", {"task": run.task.name, "recent_z": config.recent_z})
     return {"real_steps": controller.meta["real_steps"], **facts}
