@@ -83,6 +83,7 @@ sys.exit(str(heavy & sys.modules.keys()) if heavy & sys.modules.keys() else 0)
         ("train --task pong --budget huge", ["'huge'", "smoke, laptop, full"]),
         ("course --budget huge", ["'huge'", "smoke, laptop, full"]),
         ("config --budget laptob", ["'laptob'", "did you mean laptop?"]),
+        ("play --task pong --mode simulation", ["real games", "--mode full or gym_only"]),
         ("train --task pong --component rnn", ["'rnn'", "vae, mdn_rnn, reservoir, controller, all"]),
         ("train --task pong --seed -1", ["seed must be from 0 to 2147483647, got -1"]),
         ("train --task pong --seed 2147483648", ["seed must be from 0 to 2147483647, got 2147483648"]),

@@ -230,6 +230,8 @@ def _evaluate(args: argparse.Namespace) -> None:
 
 def _play(args: argparse.Namespace) -> None:
     args.mode = resolve_mode(args.mode)
+    if args.mode == "simulation":
+        raise UsageError("wm play shows the real games only; give --mode full or gym_only")
     task = task_in(args.mode, args.task)
     if args.episodes < 1:
         raise UsageError(f"--episodes must be at least 1, got {args.episodes}")
