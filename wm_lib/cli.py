@@ -207,7 +207,7 @@ def _train(args: argparse.Namespace) -> None:
 
 
 def _evaluate(args: argparse.Namespace) -> None:
-    args.mode = resolve_mode(args.mode)
+    args.mode = resolve_mode(args.mode, args.task)
     task = task_in(args.mode, args.task)
     if args.episodes < 1:
         raise UsageError(f"--episodes must be at least 1, got {args.episodes}")
@@ -229,7 +229,7 @@ def _evaluate(args: argparse.Namespace) -> None:
 
 
 def _play(args: argparse.Namespace) -> None:
-    args.mode = resolve_mode(args.mode)
+    args.mode = resolve_mode(args.mode, args.task)
     if args.mode == "simulation":
         raise UsageError("wm play shows the real games only; give --mode full or gym_only")
     task = task_in(args.mode, args.task)
@@ -355,7 +355,7 @@ def _table(args: argparse.Namespace) -> None:
 
 
 def _world_model(args: argparse.Namespace) -> None:
-    if resolve_mode(args.mode) != "full":
+    if resolve_mode(args.mode, args.task) != "full":
         raise UsageError("wm report --task examines the VAE and the MDN-RNN of mode full; leave --mode out")
     from wm_lib import examine
 
@@ -428,7 +428,7 @@ def _vet(args: argparse.Namespace) -> None:
 
 def _config(args: argparse.Namespace) -> None:
     task = get_task(args.task).name if args.task else None
-    config = load_config(args.budget, task, args.config, resolve_mode(args.mode))
+    config = load_config(args.budget, task, args.config, resolve_mode(args.mode, task))
     print(yaml.safe_dump(config.to_dict(), sort_keys=False), end="")
     _report(args, {"config": config.to_dict()})
 

@@ -93,7 +93,7 @@ class Pipeline:
         Raises:
             UsageError: An unknown task, budget or mode, a bad configuration, a seed or a number of rounds out of range.
         """
-        mode = resolve_mode(mode)
+        mode = resolve_mode(mode, task)
         found = task_in(mode, task)
         check_seed(seed)
         config = load_config(budget, found.name, config_file, mode)
@@ -352,8 +352,8 @@ class Pipeline:
         return False
 
 
-def resolve_mode(mode: str = "full") -> str:
-    """Turn a mode into one of `MODES`; "auto" is what this machine has.
+def resolve_mode(mode: str = "full", task: str | None = None) -> str:
+    """Turn a mode into one of `MODES`; "auto" is what this machine has for a task, or for any if that is None.
 
     Raises:
         UsageError: It is none of them.
@@ -361,7 +361,8 @@ def resolve_mode(mode: str = "full") -> str:
     if mode == "auto":
         from wm_lib.doctor import detect_mode
 
-        mode = detect_mode().mode
+        found = detect_mode()
+        mode = found.mode if task is None else found.mode_for(get_task(task))
     if mode not in MODES:
         raise UsageError(f"unknown mode '{mode}'; choose one of auto, {', '.join(MODES)}")
     return mode
