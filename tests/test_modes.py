@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from wm_lib import checkpoints, cli, config, pipeline, report, stages
 from wm_lib.config import load_config
 from wm_lib.errors import UsageError
 from wm_lib.pipeline import Pipeline
+from wm_lib.tasks import TASKS
 
 ROOT = Path(__file__).parent.parent
 BASE_ONLY = ("torch", "gymnasium", "envpool", "cv2", "stable_baselines3", "ale_py", "Box2D", "pygame")
@@ -172,3 +174,10 @@ def test_the_settings_of_mode_full_are_those_of_no_mode() -> None:
             assert load_config(budget, task) == load_config(budget, task, mode="full")
             assert load_config(budget, task).controller.type == "ppo"
             assert load_config(budget, task, mode="simulation").controller.type == "original"
+
+
+def test_auto_asks_what_the_machine_has_for_this_very_task(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    without_roms = SimpleNamespace(mode="full", mode_for=lambda task: "simulation" if task.atari else "full")
+    monkeypatch.setattr("wm_lib.doctor.detect_mode", lambda: without_roms)
+    opened = {task: Pipeline.open(task, "smoke", tmp_path, mode="auto").mode for task in TASKS}
+    assert opened == {"pong": "simulation", "lunar-lander": "full", "breakout": "simulation", "car-racing": "full"}
