@@ -304,7 +304,6 @@ def test_the_manifest_says_where_the_score_comes_from(trained):
         "schema", "task", "env_id", "target", "mode", "variant", "provisional", "seed", "score", "random_score",
         "real_steps", "failed_gates", "minutes", "config", "machine", "versions", "command", "commit", "weights",
         "rounds",
-        "compare",
     }  # fmt: skip
     assert (manifest["schema"], manifest["task"], manifest["env_id"]) == (1, "lunar-lander", "LunarLander-v3")
     assert (manifest["mode"], manifest["variant"], manifest["target"]) == ("full", "ppo", 200)
