@@ -382,7 +382,7 @@ def test_a_seed_out_of_range_is_refused(seed):
 
 
 def test_an_unknown_stage_is_refused(tmp_path):
-    with pytest.raises(UsageError, match="mode full has no stage 'mdnrnn'; choose one of collect, vae, latents, mdn_rnn"):
+    with pytest.raises(UsageError, match="mode full has no stage 'mdnrnn'; choose one of collect, vae, latents"):
         open_tiny(tmp_path / "run").build("mdnrnn")
 
 
