@@ -43,11 +43,20 @@ import shutil
 
 import numpy as np
 import torch
+from torch import Tensor
+from torch.nn.functional import max_pool2d  # noqa: F401, for exercise 3.4
 
 from wm_lib import examine, gates
 from wm_lib.course import plots
+from wm_lib.course.exercises.vae import (
+    check_active_units,
+    check_foreground_weights,
+    check_kl_divergence,
+    check_reparameterise,
+)
 from wm_lib.events import read_scalars
 from wm_lib.models import vae
+from wm_lib.models.vae import FOREGROUND_MARGIN, FOREGROUND_THRESHOLD  # noqa: F401, for exercise 3.4
 from wm_lib.pipeline import Pipeline
 
 run = Pipeline.open(task, budget, run_dir, seed)
@@ -216,6 +225,200 @@ print(gates.report(run.gates("latents")))
 # %%
 full = examine.shipped(run.task.name)
 print(examine.eyes_table(full) if full else f"no full run of {run.task.name} is published yet; wm report --task {run.task.name} measures yours")
+
+# %% [markdown]
+# ## 8. Exercises
+# Each has a function to fill in and a cell that says how you fare. Run them in any order; nothing later depends on them.
+
+# %% [markdown]
+# ### Exercise 3.1 · A draw one can learn from
+# (5 minutes, easy) V does not send *z* itself but a Gaussian, and *z* is drawn from it. A draw has no gradient; but
+# noise of the standard Gaussian, stretched and moved, is the same draw and has one. Write it. Both numbers are tensors (batch, z_dim).
+
+# %%
+def reparameterise(mu: Tensor, log_sigma: Tensor, noise: Tensor) -> Tensor | None:
+    """z (batch, z_dim) of V's posterior, from noise of the standard Gaussian."""
+    return None
+
+
+# %%
+print(check_reparameterise(reparameterise))
+
+# %% [markdown]
+# <details><summary>Hint</summary>
+#
+# V's network gives the *logarithm* of σ, so that it may be any number while σ stays positive.
+#
+# </details>
+# <details><summary>Solution</summary>
+#
+# ```python
+# def reparameterise(mu: Tensor, log_sigma: Tensor, noise: Tensor) -> Tensor:
+#     """z of V's posterior, (batch, z_dim), from noise of the standard Gaussian of the same shape."""
+#     return mu + log_sigma.exp() * noise
+# ```
+#
+# </details>
+
+# %% [markdown]
+# ### Exercise 3.2 · The price of a message
+# (10 minutes, medium) What does it cost, in nats, to say N(mu, σ²) instead of N(0, 1)? The divergence is the mean, under the
+# first, of the difference of the two log densities. Work it out on paper for one number; then give it for every frame and dimension.
+
+# %%
+def kl_divergence(mu: Tensor, log_sigma: Tensor) -> Tensor | None:
+    """KL(N(mu, sigma^2) || N(0, 1)) for each number, in nats; the shape of `mu`."""
+    return None
+
+
+# %%
+print(check_kl_divergence(kl_divergence))
+
+# %% [markdown]
+# <details><summary>Hint</summary>
+#
+# log N(z; mu, σ²) is −log σ − (z − mu)² / 2σ² and a constant, which also stands in the other one. Under the first Gaussian
+# the mean of (z − mu)² is σ², and that of z² is mu² + σ².
+#
+# </details>
+# <details><summary>Solution</summary>
+#
+# ```python
+# def kl_divergence(mu: Tensor, log_sigma: Tensor) -> Tensor:
+#     """KL(N(mu, sigma^2) || N(0, 1)) per latent dimension, in nats; shape of `mu`. Kingma & Welling (2014), eq. 10."""
+#     return 0.5 * (mu.square() + (2 * log_sigma).exp() - 1) - log_sigma
+# ```
+#
+# </details>
+
+# %% [markdown]
+# ### Exercise 3.3 · Numbers in use
+# (8 minutes, medium) A dimension that V has given up says the same about every frame. Count those that it uses: whose mean
+# varies over the data with a variance above 0.01. The last axis of `mu` is z; there may be one or more before it.
+
+# %%
+def active_units(mu: np.ndarray) -> int | None:
+    """How many dimensions of z vary over the data, `mu` (..., z_dim)."""
+    return None
+
+
+# %%
+print(check_active_units(active_units))
+
+# %% [markdown]
+# <details><summary>Hint</summary>
+#
+# Flatten all axes but the last into one. Then ask each column, not each row, for its variance.
+#
+# </details>
+# <details><summary>Solution</summary>
+#
+# ```python
+# def active_units(mu: np.ndarray, threshold: float = 0.01) -> int:
+#     """Latent dimensions whose posterior mean varies over the data (variance above `threshold`; Burda et al., 2016).
+#
+#     Args:
+#         mu: (..., z_dim).
+#     """
+#     return int((mu.reshape(-1, mu.shape[-1]).var(axis=0) > threshold).sum())
+# ```
+#
+# </details>
+
+# %% [markdown]
+# ### Exercise 3.4 · Pixels that matter
+# (20 minutes, hard) Rebuild what section 1 showed. A pixel is *different* when any of its colours is more than
+# `FOREGROUND_THRESHOLD` away from its scenery, brighter or darker. Every pixel within `FOREGROUND_MARGIN` of a different one, also across
+# corners, is foreground and weighs `weight`, the others 1. At last the weights of *each frame* are scaled to average 1.
+
+# %%
+def foreground_weights(frames: Tensor, scenery: Tensor, weight: float) -> Tensor | None:
+    """float32 (batch, 64, 64, 1), of frames and scenery uint8 (batch, 64, 64, 3)."""
+    return None
+
+
+# %%
+print(check_foreground_weights(foreground_weights))
+
+# %% [markdown]
+# <details><summary>Hint</summary>
+#
+# Mind uint8: below 0 it begins again at 255. And `max_pool2d` of a picture of zeros and ones, with stride 1 and a padding, grows
+# the ones by a margin.
+#
+# </details>
+# <details><summary>Solution</summary>
+#
+# ```python
+# def foreground_weights(frames: Tensor, scenery: Tensor, weight: float) -> Tensor:
+#     """Weight of every pixel in the loss: more in and around what differs from its episode's scenery.
+#
+#     Around it too, since a picture pays for a halo only there: with the weight on the ship's own pixels alone, a round
+#     blob that covers every attitude of the ship costs next to nothing, and z need not know the angle. The weights of a
+#     frame average 1, so a large foreground does not drown a frame with a small one, and beta means the same for all.
+#
+#     Args:
+#         frames: uint8 (batch, 64, 64, 3).
+#         scenery: The same shape: the median frame of each frame's own episode.
+#         weight: How many times a pixel of the foreground weighs as much as one of the scenery.
+#
+#     Returns:
+#         float32 (batch, 64, 64, 1).
+#     """
+#     difference = torch.maximum(frames, scenery) - torch.minimum(frames, scenery)
+#     different = (difference.amax(3) > FOREGROUND_THRESHOLD).float()
+#     foreground = max_pool2d(different, 2 * FOREGROUND_MARGIN + 1, 1, FOREGROUND_MARGIN)[..., None]
+#     weights = 1 + foreground * (weight - 1)
+#     return weights / weights.mean((1, 2, 3), keepdim=True)
+# ```
+#
+# `amax(3)` takes the largest difference of the three colours. For `max_pool2d`, (batch, 64, 64) is one picture for each row of the batch.
+#
+# </details>
+
+# %% [markdown]
+# ## 9. Check yourself
+# Answer before you unfold.
+#
+# 1. **Why does V give a Gaussian for z, and not just a point?**
+#
+# <details><summary>Answer</summary>
+#
+# The noise makes neighbouring *z* draw similar frames: whatever lies within σ must be drawn right. Points could be scattered anywhere, and what lies between two of them would mean nothing. M will need the space between.
+#
+# </details>
+#
+# 2. **What is the KL divergence of a dimension with mu = 0 and σ = 1 for every frame?**
+#
+# <details><summary>Answer</summary>
+#
+# 0 nats. It says nothing about the frame, costs nothing, and counts as not active.
+#
+# </details>
+#
+# 3. **β is made ten times as large. What happens to the KL divergence and to the drawings?**
+#
+# <details><summary>Answer</summary>
+#
+# Every nat costs more, so fewer are spent: the divergence falls, more dimensions are given up, and the drawings lose first what saves the least error, small things among them.
+#
+# </details>
+#
+# 4. **Why does the foreground have a rim around what moves?**
+#
+# <details><summary>Answer</summary>
+#
+# A blurred halo is drawn where the thing might be. If only the thing's own pixels weighed more, the halo around it would be nearly free, and *z* need not know exactly where the thing is.
+#
+# </details>
+#
+# 5. **Why are whole stretches of play held out, and not single frames?**
+#
+# <details><summary>Answer</summary>
+#
+# Frames that follow each other are nearly the same. A held-out frame whose neighbours were trained on tests memory and no more.
+#
+# </details>
 
 # %% [markdown]
 # ## Summary

@@ -40,10 +40,18 @@ run_dir: str = "auto"  # folder of the run; auto is runs/BUDGET
 
 # %%
 import numpy as np
+import torch  # noqa: F401, for exercise 4.3
+from torch import Tensor
 
 from wm_lib import examine, gates
 from wm_lib.course import plots
+from wm_lib.course.exercises.mdn_rnn import check_at_temperature, check_line_up, check_mdn_nll
 from wm_lib.events import read_scalars
+from wm_lib.models.mdn_rnn import (
+    HALF_LOG_2PI,  # noqa: F401, for exercise 4.3
+    evaluate_mdn_rnn,
+    load_mdn_rnn,
+)
 from wm_lib.pipeline import Pipeline
 
 run = Pipeline.open(task, budget, run_dir, seed)
@@ -196,6 +204,195 @@ print(gates.report(run.gates("mdn_rnn")))
 # %%
 full = examine.shipped(run.task.name)
 print(examine.memory_table(full) if full else f"no full run of {run.task.name} is published yet; wm report --task {run.task.name} measures yours")
+
+# %% [markdown]
+# ## 7. What goes wrong when actions come late
+# The most common mistake with a recurrent world model makes no noise at all: the action in a row is not the one that was taken there, but
+# the one before. Every shape is right, the loss falls, and M learns that its hand does nothing. Here we ask our M about the same held-out
+# steps, once as they were, and once with every action one row late.
+#
+# **Predict.** How much worse will M be? In which of the four worlds would you hardly notice?
+
+# %%
+model = load_mdn_rnn(run.directory / "mdn_rnn" / "mdn_rnn.safetensors")
+late = {**latents, "action": np.roll(latents["action"], 1, axis=1)}
+surprise = {name: evaluate_mdn_rnn(model, data, held_out)["nll"] for name, data in {"as it was": latents, "one row late": late}.items()}
+changed = np.mean(late["action"][held_out] != latents["action"][held_out])
+print(f"{100 * changed:.0f} % of the actions differ; nats per step: {', '.join(f'{name} {nll:.2f}' for name, nll in surprise.items())}")
+plots.bars(surprise, "nats per step", "Surprise of the same M (less is better)")
+
+# %% [markdown]
+# **Explain.** Random play holds its actions, so that most of them are the same one row later, and the average hides the rest. Had M been *trained* so,
+# nobody would have told us; only C would never learn to steer in its dreams. Line up rows with care, and test it: exercise 4.1. (At budget
+# smoke M has learned too little to care.)
+
+# %% [markdown]
+# ## 8. Exercises
+# Each has a function to fill in and a cell that says how you fare. Run them in any order; nothing later depends on them.
+
+# %% [markdown]
+# ### Exercise 4.1 · Question and answer
+# (8 minutes, easy) From rows of play, which may hold several episodes, make what M reads and what it should answer. In row t
+# *z* was seen, then the action was taken, and `done` says whether that action ended the episode. Where no next *z* follows, M must not be
+# asked for one: say so in `known`.
+
+# %%
+def line_up(z: np.ndarray, action: np.ndarray, done: np.ndarray) -> tuple[np.ndarray, ...] | None:
+    """z and action that M reads, z_next that it should predict, and bool known; each has time - 1 rows."""
+    return None
+
+
+# %%
+print(check_line_up(line_up))
+
+# %% [markdown]
+# <details><summary>Hint</summary>
+#
+# The last row has no next one. Of the others, those with `done` have one in the array, and it belongs to another episode.
+#
+# </details>
+# <details><summary>Solution</summary>
+#
+# ```python
+# def line_up(
+#     z: np.ndarray, action: np.ndarray, done: np.ndarray
+# ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+#     """What M reads and what it should answer, from `time` rows of play that may hold several episodes.
+#
+#     Row t of `z` (time, z_dim) was seen, then `action[t]` was taken, and `done[t]` says whether it ended the episode.
+#
+#     Returns:
+#         z and action that M reads, z that it should predict, and bool `known`: whether that z follows at all. Each has
+#         time - 1 rows.
+#     """
+#     return z[:-1], action[:-1], z[1:], ~done[:-1]
+# ```
+#
+# </details>
+
+# %% [markdown]
+# ### Exercise 4.2 · Bolder and calmer
+# (10 minutes, medium) Apply a temperature τ > 0 to a mixture, as the paper does: divide the logarithms of the weights by τ and
+# normalise again; multiply every σ by √τ. It should also survive a τ as small as 0.00001.
+
+# %%
+def at_temperature(log_pi: np.ndarray, log_sigma: np.ndarray, temperature: float) -> tuple[np.ndarray, np.ndarray] | None:
+    """Weights and widths, each (..., num_mixtures), at a temperature above 0."""
+    return None
+
+
+# %%
+print(check_at_temperature(at_temperature))
+
+# %% [markdown]
+# <details><summary>Hint</summary>
+#
+# Weights that are normalised do not change when you subtract the same number from all logarithms. Which number keeps one exponential at 1?
+#
+# </details>
+# <details><summary>Solution</summary>
+#
+# ```python
+# def at_temperature(log_pi: np.ndarray, log_sigma: np.ndarray, temperature: float) -> tuple[np.ndarray, np.ndarray]:
+#     """Weights and widths of a mixture (..., num_mixtures) at a temperature above 0."""
+#     scaled = log_pi / temperature
+#     weights = np.exp(scaled - scaled.max(axis=-1, keepdims=True))
+#     return weights / weights.sum(axis=-1, keepdims=True), np.exp(log_sigma) * np.sqrt(temperature)
+# ```
+#
+# The library draws with the same numbers in `wm_lib.models.mdn_rnn.sample_mdn`; a test compares the two.
+#
+# </details>
+
+# %% [markdown]
+# ### Exercise 4.3 · The likelihood of a mixture
+# (20 minutes, hard) Rebuild M's loss. For each dimension of *z* there is a mixture of its own; the dimensions are independent given
+# the memory. The shapes are those of the arguments of section 1: (batch, time, z_dim, num_mixtures) for the mixture, (batch, time, z_dim) for what came.
+# Give the nats for each step, (batch, time). `HALF_LOG_2PI` is ½ log 2π.
+
+# %%
+def mdn_nll(log_pi: Tensor, mu: Tensor, log_sigma: Tensor, z_next: Tensor) -> Tensor | None:
+    """Negative log-likelihood of z_next, (batch, time)."""
+    return None
+
+
+# %%
+print(check_mdn_nll(mdn_nll))
+
+# %% [markdown]
+# <details><summary>Hint</summary>
+#
+# First the log density of every component: −½ ((z − mu) / σ)² − log σ − ½ log 2π. Add log π. Then `torch.logsumexp` over the mixture, and
+# the sum over the dimensions. Taking the exponential yourself gives log 0 for a *z* far away.
+#
+# </details>
+# <details><summary>Solution</summary>
+#
+# ```python
+# def mdn_nll(log_pi: Tensor, mu: Tensor, log_sigma: Tensor, z_next: Tensor) -> Tensor:
+#     """Negative log-likelihood of z_next under one mixture per dimension; may be negative, as of any density.
+#
+#     -sum_i log sum_k pi_ik N(z_i; mu_ik, sigma_ik), Bishop (1994), eq. 29, over independent dimensions i.
+#
+#     Args:
+#         log_pi: Normalised log weights (batch, time, z_dim, num_mixtures).
+#         mu: Means, the same shape.
+#         log_sigma: Logs of the standard deviations, the same shape.
+#         z_next: (batch, time, z_dim).
+#
+#     Returns:
+#         Nats per step (batch, time), summed over the dimensions of z.
+#     """
+#     standardised = (z_next[..., None] - mu) * torch.exp(-log_sigma)
+#     log_density = log_pi - log_sigma - 0.5 * standardised.square()
+#     return (HALF_LOG_2PI - torch.logsumexp(log_density, dim=-1)).sum(dim=-1)
+# ```
+#
+# </details>
+
+# %% [markdown]
+# ## 9. Check yourself
+# Answer before you unfold.
+#
+# 1. **Why may the negative log-likelihood fall below 0?**
+#
+# <details><summary>Answer</summary>
+#
+# It is that of a density. A Gaussian with a small σ is higher than 1 near its mean, and the logarithm is then above 0.
+#
+# </details>
+#
+# 2. **A ball bounces left or right, each as likely. What would a single Gaussian say, and what a mixture?**
+#
+# <details><summary>Answer</summary>
+#
+# The single one puts its mean in the middle, where the ball never is, with a σ that covers both sides. A mixture puts half of its weight on either side.
+#
+# </details>
+#
+# 3. **Why is the loss masked where an episode ends?**
+#
+# <details><summary>Answer</summary>
+#
+# The next row holds the first *z* of another episode. Nothing in the last *z* or the action tells of it, so M would learn to guess starts, and widen its Gaussians everywhere that resembles an end.
+#
+# </details>
+#
+# 4. **What does temperature 0 do, and what is lost by it?**
+#
+# <details><summary>Answer</summary>
+#
+# The mean of the heaviest component is taken every time. What is rarer never happens, so an agent that learns in such a dream meets no bad luck and no doubt.
+#
+# </details>
+#
+# 5. **M beats the copy by far, one step ahead. Does it follow that its dreams are good?**
+#
+# <details><summary>Answer</summary>
+#
+# No. One step ahead it is given a true *z* every time. Alone it reads its own, and small errors grow: that is what section 3 measures.
+#
+# </details>
 
 # %% [markdown]
 # ## Summary

@@ -1,0 +1,214 @@
+"""The exercises of the notebooks: what stands there is what is tested, and checks know right from wrong."""
+
+import ast
+import importlib
+import inspect
+import re
+from pathlib import Path
+
+import jupytext
+import numpy as np
+import pytest
+import torch
+
+from wm_lib.course.exercises import NOT_YET, RIGHT, check, tried
+from wm_lib.models import mdn_rnn as library_m
+
+FOLDER = Path(__file__).parent.parent / "notebooks"
+MODULES = {  # notebook -> the module of its exercises, and how many there are at least
+    "03_vae": ("vae", 3),
+    "04_mdn_rnn": ("mdn_rnn", 3),
+}
+HEADING = re.compile(r"^### Exercise (\d)\.(\d) · (.+)$", re.MULTILINE)
+
+
+def sections(name):
+    """The exercises of a notebook: (heading, their cells)."""
+    found = []
+    for cell in jupytext.read(FOLDER / f"{name}.py").cells:
+        if cell.cell_type == "markdown" and (match := HEADING.search(cell.source)):
+            found.append((match, [cell]))
+        elif found and cell.cell_type == "markdown" and re.search("^## ", cell.source, re.MULTILINE):
+            break
+        elif found:
+            found[-1][1].append(cell)
+    return found
+
+
+def imports(name):
+    """A namespace with all that a notebook imports."""
+    cells = [cell.source for cell in jupytext.read(FOLDER / f"{name}.py").cells if cell.cell_type == "code"]
+    lines = [ast.unparse(n) for c in cells for n in ast.parse(c).body if isinstance(n, ast.Import | ast.ImportFrom)]
+    namespace = {}
+    exec("\n".join(lines), namespace)
+    return namespace
+
+
+EXERCISES = [(name, int(m[2]), cells) for name in MODULES for m, cells in sections(name)]
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_exercises_are_counted_and_enough(name):
+    headings = [(int(match[1]), int(match[2])) for match, _ in sections(name)]
+    assert headings == [(int(name[:2]), i + 1) for i in range(len(headings))]
+    assert len(headings) >= MODULES[name][1]
+
+
+@pytest.mark.parametrize(("name", "number", "cells"), EXERCISES, ids=[f"{n[:2]}.{i}" for n, i, _ in EXERCISES])
+def test_an_exercise_is_whole_and_its_folded_solution_is_the_tested_one(name, number, cells, capsys):
+    """Minutes, difficulty, hint, stub, verdict; and whoever pastes the solution over the stub is told it is right."""
+    text = "\n".join(cell.source for cell in cells if cell.cell_type == "markdown")
+    assert re.search(r"\(\d+ minutes, (easy|medium|hard)\)", text)
+    assert "<details><summary>Hint</summary>" in text
+    folded = re.search(r"<details><summary>Solution</summary>\n\n```python\n(.+?)```\n\n.*?</details>", text, re.DOTALL)
+    stub, verdict = [cell.source for cell in cells if cell.cell_type == "code"]
+    function = ast.parse(stub).body[-1]
+    assert ast.unparse(function.body[-1]) == "return None"
+    module = importlib.import_module(f"wm_lib.course.exercises.{MODULES[name][0]}")
+    solution = getattr(module, function.name)
+    assert folded[1] == inspect.getsource(solution)
+    assert getattr(module, f"check_{function.name}")(solution) == f"{RIGHT}."
+
+    namespace = imports(name)
+    exec(stub, namespace)
+    exec(verdict, namespace)
+    assert capsys.readouterr().out == f"{NOT_YET}\n"
+    exec(folded[1], namespace)
+    exec(verdict, namespace)
+    assert capsys.readouterr().out == f"{RIGHT}.\n"
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_five_questions_have_folded_answers(name):
+    cells = [cell.source for cell in jupytext.read(FOLDER / f"{name}.py").cells if cell.cell_type == "markdown"]
+    text = next(cell for cell in cells if re.search(r"^## \d+\. Check yourself$", cell, re.MULTILINE))
+    assert re.findall(r"^(\d)\. \*\*", text, re.MULTILINE) == list("12345")
+    assert text.count("<details><summary>Answer</summary>") == text.count("</details>") == 5
+
+
+def verdict_on(module, name, attempt):
+    return getattr(importlib.import_module(f"wm_lib.course.exercises.{module}"), f"check_{name}")(attempt)
+
+
+def test_an_attempt_that_raises_is_told_so_in_one_line_and_cannot_change_the_case():
+    case = np.zeros(3)
+
+    @check
+    def check_it(attempt):
+        assert tried(attempt, case) == 1
+
+    def spoils(array):
+        array += 1
+        return 1
+
+    def raises(array):
+        raise KeyError("two\nlines")
+
+    assert check_it(spoils) == f"{RIGHT}." and not case.any()
+    assert check_it(raises) == "Not yet: it raised KeyError: 'two\\nlines'"
+    assert check_it(lambda array: None) == NOT_YET
+    assert check_it(lambda: 1).startswith("Not yet: it raised TypeError")
+
+
+def blend(log_pi, mu, log_sigma):
+    """Gaussians of a mixture, by torch itself."""
+    return torch.distributions.MixtureSameFamily(
+        torch.distributions.Categorical(logits=log_pi), torch.distributions.Normal(mu, log_sigma.exp())
+    )
+
+
+def foreground(frames, scenery, weight):
+    """As the library's, without what it knows of uint8."""
+    different = ((frames - scenery).amax(3) > 25).float()[:, None]
+    weights = 1 + torch.nn.functional.max_pool2d(different, 7, 1, 3).permute(0, 2, 3, 1) * (weight - 1)
+    return weights / weights.mean((1, 2, 3), keepdim=True)
+
+
+BUGS = [  # module, exercise, an attempt, words of what is said of it
+    ("vae", "reparameterise", lambda mu, s, noise: mu + s * noise, "logarithm of σ"),
+    ("vae", "reparameterise", lambda mu, s, noise: mu + (0.5 * s).exp() * noise, "logarithm of the variance"),
+    ("vae", "reparameterise", lambda mu, s, noise: mu + s.exp() * torch.randn_like(mu), "the noise that is given"),
+    (
+        "vae",
+        "reparameterise",
+        lambda mu, s, noise: mu + s.detach().exp() * noise,
+        "no gradient comes back to log_sigma",
+    ),
+    ("vae", "kl_divergence", lambda mu, s: mu**2 + (2 * s).exp() - 1 - 2 * s, "the ½ is missing"),
+    ("vae", "kl_divergence", lambda mu, s: (0.5 * (mu**2 + (2 * s).exp() - 1) - s).sum(1), "summed over z"),
+    ("vae", "kl_divergence", lambda mu, s: 0.5 * (mu**2 + s**2 - 1) - s.log(), "taken for σ"),
+    ("vae", "kl_divergence", lambda mu, s: 0.5 * (mu**2 + s.exp() - 1 - s), "the logarithm of the variance"),
+    ("vae", "kl_divergence", lambda mu, s: mu, "the shape is right and the numbers are not"),
+    ("vae", "active_units", lambda mu: (mu.var(axis=-1) > 0.01).sum(), "variance is taken over z"),
+    ("vae", "active_units", lambda mu: (mu.std(axis=0) > 0.01).sum(), "take the variance"),
+    ("vae", "active_units", lambda mu: (mu.var(axis=0) > 0.01).sum(), "flatten all but the last axis"),
+    ("vae", "foreground_weights", foreground, "uint8 has no numbers below 0"),
+    ("vae", "foreground_weights", lambda f, s, w: foreground(f.int(), s.int(), w), "what is darker differs too"),
+    ("mdn_rnn", "line_up", lambda z, a, done: (z[:-1], a[1:], z[1:], ~done[:-1]), "the action is one row too late"),
+    ("mdn_rnn", "line_up", lambda z, a, done: (z[:-1], a[:-1], z[1:], done[:-1] > 1), "for `known`"),
+    ("mdn_rnn", "line_up", lambda z, a, done: (z[:-1], a[:-1], z[1:], done[:-1] < 2), "the end of an episode is forg"),
+    ("mdn_rnn", "line_up", lambda z, a, done: (z[:-1], a[:-1], z[1:], ~done[1:]), "`known` is one row too late"),
+    ("mdn_rnn", "line_up", lambda z, a, done: (z, a, z, ~done), "the last one has no next z"),
+    ("mdn_rnn", "at_temperature", lambda p, s, t: (np.exp(p) / t, np.exp(s)), "it should divide their logarithms"),
+    ("mdn_rnn", "at_temperature", lambda p, s, t: (library_weights(p / t), np.exp(s) * t), "σ gets its root"),
+    ("mdn_rnn", "at_temperature", lambda p, s, t: (library_weights(p / t), np.exp(s * t**0.5)), "applied to log σ"),
+    ("mdn_rnn", "at_temperature", lambda p, s, t: (careless(p / t), np.exp(s) * t**0.5), "subtract the maximum first"),
+    ("mdn_rnn", "mdn_nll", lambda p, m, s, z: -blend(p, m, s).log_prob(z), "sum over the dimensions of z is missing"),
+    ("mdn_rnn", "mdn_nll", lambda p, m, s, z: -blend(p, m, s).log_prob(z).mean(-1), "sum over its dimensions"),
+    (
+        "mdn_rnn",
+        "mdn_nll",
+        lambda p, m, s, z: -blend(0 * p, m, s).log_prob(z).sum(-1) - 4 * np.log(5),
+        "log_pi is miss",
+    ),
+    ("mdn_rnn", "mdn_nll", lambda p, m, s, z: careless_nll(p, m, s, z), "use logsumexp of their logarithms"),
+    (
+        "mdn_rnn",
+        "mdn_nll",
+        lambda p, m, s, z: -(p.exp() * torch.distributions.Normal(m, s.exp()).log_prob(z[..., None])).sum((-1, -2)),
+        "the mean of the logarithms",
+    ),
+]
+
+
+def library_weights(logits):
+    return torch.softmax(torch.from_numpy(logits), -1).numpy()
+
+
+def careless(logits):
+    weights = np.exp(logits)
+    return weights / weights.sum(-1, keepdims=True)
+
+
+def careless_nll(log_pi, mu, log_sigma, z):
+    """The formula as it stands in the book."""
+    density = torch.distributions.Normal(mu, log_sigma.exp()).log_prob(z[..., None]).exp()
+    return -(log_pi.exp() * density).sum(-1).log().sum(-1)
+
+
+@pytest.mark.parametrize(("module", "name", "attempt", "told"), BUGS)
+def test_a_usual_mistake_is_called_by_its_name(module, name, attempt, told):
+    verdict = verdict_on(module, name, attempt)
+    assert verdict.startswith("Not yet: ") and told in verdict and "\n" not in verdict
+
+
+@pytest.mark.parametrize(("module", "name"), sorted({bug[:2] for bug in BUGS}))
+@pytest.mark.parametrize("nonsense", [0, "word", [1, [2, 3]], {}, (), np.zeros((2, 2, 2)), float("nan"), object()])
+def test_whatever_comes_back_a_check_says_something(module, name, nonsense):
+    verdict = verdict_on(module, name, lambda *args: nonsense)
+    assert verdict.startswith("Not yet: ") and "\n" not in verdict
+
+
+def test_at_temperature_is_how_the_library_draws():
+    """Shares and widths of many draws of `sample_mdn`, from components that lie far apart."""
+    from wm_lib.course.exercises.mdn_rnn import at_temperature
+
+    log_pi = torch.log_softmax(torch.tensor([0.0, 1.0, -0.5]), 0)
+    log_sigma, mu = torch.tensor([0.1, -0.4, 0.3]), torch.tensor([-100.0, 0.0, 100.0])
+    for temperature in (0.5, 2.0):
+        shaped = [part.expand(40_000, 3) for part in (log_pi, mu, log_sigma)]
+        draws = library_m.sample_mdn(*shaped, temperature, torch.Generator().manual_seed(0)).numpy()
+        pi, sigma = at_temperature(log_pi.numpy(), log_sigma.numpy(), temperature)
+        component = np.digitize(draws, [-50, 50])
+        assert np.bincount(component) / len(draws) == pytest.approx(pi, abs=0.01)
+        assert [draws[component == k].std() for k in range(3)] == pytest.approx(sigma, rel=0.03)
