@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from wm_lib import checkpoints, gates, provenance, rollouts
+from wm_lib import checkpoints, cluster, gates, provenance, rollouts
 from wm_lib.control.agent import Agent, feature_statistics
 from wm_lib.control.controller import Controller
 from wm_lib.errors import UsageError
@@ -47,6 +47,7 @@ def _collect(run: Pipeline, directory: Path) -> dict[str, Any]:
         make_policy=_explorer(run, config.num_envs),
         gymnasium_fraction=config.gymnasium_fraction,
         log_dir=directory,
+        executor=run.executor,
     )
 
 
@@ -146,6 +147,7 @@ def _controller(run: Pipeline, directory: Path) -> dict[str, Any]:
             directory=directory,
             log_dir=directory,
             start=run.previous.controller() if run.previous else None,
+            executor=run.executor,
         )
     controller.save(directory / "controller.safetensors", {"task": run.task.name, "recent_z": config.recent_z})
     return {"real_steps": controller.meta["real_steps"], **facts}
@@ -179,12 +181,14 @@ def _dream(run: Pipeline, directory: Path, statistics: tuple[np.ndarray, np.ndar
 def _evaluate(run: Pipeline, directory: Path) -> dict[str, Any]:
     config = run.config.evaluation
     make_agent = agent_maker(run.task, run.world_model(), run.controller())
-    score = evaluate(run.task, make_agent, config.episodes, config.seed)
+    score = evaluate(run.task, make_agent, config.episodes, config.seed, executor=run.executor)
     sticky = {}
     if run.task.atari and config.sticky_episodes:
-        played = evaluate(run.task, make_agent, config.sticky_episodes, config.seed, sticky=STICKY)
+        played = evaluate(
+            run.task, make_agent, config.sticky_episodes, config.seed, sticky=STICKY, executor=run.executor
+        )
         sticky = {"sticky_score": played}
-    random = evaluate(run.task, random_maker(run.task), config.random_episodes, config.seed)
+    random = evaluate(run.task, random_maker(run.task), config.random_episodes, config.seed, executor=run.executor)
     made = {stage: run.facts(stage) for stage in STAGES[run.mode] if stage != "evaluate"}
     steps, minutes = ({stage: 0 for stage in stages} for stages in (("collect", "controller"), made))
     for each in run.rounds:
@@ -212,6 +216,7 @@ def _evaluate(run: Pipeline, directory: Path) -> dict[str, Any]:
             "failed_gates": run.failed_gates(),
             "config": run.config.to_dict() | {SECTIONS[stage]: record["config"]
                                               for stage, record in made.items() if stage in SECTIONS},
+            "executor": cluster.report(run.executor),
             "machine": provenance.machine(),
             "versions": provenance.versions(),
             "command": run.command("evaluate"),
