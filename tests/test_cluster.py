@@ -8,6 +8,7 @@ from functools import partial
 
 import numpy as np
 import pytest
+from distributed import Client, LocalCluster
 
 from wm_lib import checkpoints, cli, cluster
 from wm_lib.config import ControllerConfig
@@ -19,8 +20,6 @@ from wm_lib.models.reservoir import NUM_PATCHES, Reservoir, echo_state
 from wm_lib.rollouts import StickyRandom, collect
 from wm_lib.tasks import get_task
 from wm_lib.worlds.simulation import stand_in
-
-distributed = pytest.importorskip("distributed")
 
 TASK = stand_in(get_task("pong"))
 CONFIG = ControllerConfig(
@@ -89,8 +88,8 @@ def two():
 @pytest.fixture
 def spare():
     """A cluster that a test may break."""
-    with distributed.LocalCluster(2, threads_per_worker=1, memory_limit=0, dashboard_address=":0") as made:
-        with distributed.Client(made, timeout=2, set_as_default=False) as client:
+    with LocalCluster(2, threads_per_worker=1, memory_limit=0, dashboard_address=":0") as made:
+        with Client(made, timeout=2, set_as_default=False) as client:
             yield client
 
 
@@ -219,15 +218,15 @@ def test_workers_of_other_versions_are_refused_by_name(two, monkeypatch):
         with cluster.spread(two, abs) as run:  # as a worker that comes later is
             list(run([(-1,)]))
 
-    class Client:
+    class Asked:
         def run(self, function, on_error):
             return {"tcp://a:1": here, "tcp://b:2": ModuleNotFoundError("No module named 'wm_lib'")}
 
     with pytest.raises(StageError, match="tcp://a:1 has numpy"):
-        cluster.check_versions(Client())
+        cluster.check_versions(Asked())
     monkeypatch.undo()
     with pytest.raises(StageError, match="tcp://b:2 cannot use wm_lib"):
-        cluster.check_versions(Client())
+        cluster.check_versions(Asked())
 
 
 def test_errors_of_a_task_are_its_own(two):
