@@ -69,7 +69,8 @@ def connect(address: str) -> Iterator[Executor | None]:
         from distributed import Client, LocalCluster
     except ImportError as error:
         raise UsageError(f"--cluster {address}: {error}; type: pip install -e '.[cluster]'") from error
-    logging.getLogger("distributed").setLevel(logging.CRITICAL)  # we say it in one line
+    for name in ("distributed", "distributed.client"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)  # we say it in one line
     settings = {
         "distributed.admin.large-graph-warning-threshold": "1GB",  # V and M are meant to be sent
         "distributed.worker.daemon": False,  # Gymnasium's environments are children of the worker
@@ -77,9 +78,14 @@ def connect(address: str) -> Iterator[Executor | None]:
     with dask.config.set(settings):
         cluster = None
         if local:
-            # One thread each: PyTorch and NumPy use the cores. Results are held for moments, so no memory limit.
+            # One thread each, one worker a core. Results are held for moments, so no memory limit.
             cluster = LocalCluster(
-                n_workers=int(local[1]), threads_per_worker=1, processes=True, memory_limit=0, dashboard_address=":0"
+                n_workers=int(local[1]),
+                threads_per_worker=1,
+                processes=True,
+                memory_limit=0,
+                dashboard_address=":0",
+                silence_logs=logging.CRITICAL,
             )
         try:
             try:
@@ -163,6 +169,7 @@ def spread(
     if client is not None:
         with _one_line(client, name):
             given = client.submit(_itself, frozen, pure=False)
+            client.amm.stop()  # it would take the copies away again between two generations
             client.replicate(given)
     wanted, counts = versions(), _done.setdefault(executor, Counter())
 
