@@ -209,6 +209,7 @@ def test_config_prints_yaml_that_is_read_again(capsys, tmp_path):
         "compare",
         "curriculum",
         "doctor",
+        "cluster",
     ]
 
 
