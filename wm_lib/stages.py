@@ -23,16 +23,23 @@ from wm_lib.report import is_provisional
 from wm_lib.seeding import derive_seed
 
 if TYPE_CHECKING:
+    from wm_lib.models.world_model import WorldModel
     from wm_lib.pipeline import Pipeline
 
 
 def _explorer(run: Pipeline, num_envs: int) -> Callable[[int], rollouts.Policy]:
     """Who plays for data: random play in the first round, then the agent of the round before, its actions sampled."""
-    num_actions = run.task.num_actions
     if run.previous is None:
-        return lambda seed: rollouts.StickyRandom(num_actions, num_envs, seed, run.config.collect.repeat)
-    world_model, controller = run.previous.world_model(bf16=True), run.previous.controller()
-    return lambda seed: Agent(world_model, controller, num_envs, np.random.default_rng(seed).spawn(num_envs))
+        return partial(_random_player, run.task.num_actions, num_envs, run.config.collect.repeat)
+    return partial(_sampled_player, run.previous.world_model(bf16=True), run.previous.controller(), num_envs)
+
+
+def _random_player(num_actions: int, num_envs: int, repeat: float, seed: int) -> rollouts.Policy:
+    return rollouts.StickyRandom(num_actions, num_envs, seed, repeat)
+
+
+def _sampled_player(world_model: WorldModel, controller: Controller, num_envs: int, seed: int) -> rollouts.Policy:
+    return Agent(world_model, controller, num_envs, np.random.default_rng(seed).spawn(num_envs))
 
 
 def _collect(run: Pipeline, directory: Path) -> dict[str, Any]:
