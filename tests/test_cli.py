@@ -210,6 +210,7 @@ def test_config_prints_yaml_that_is_read_again(capsys, tmp_path):
         "compare",
         "curriculum",
         "doctor",
+        "cluster",
     ]
 
 
@@ -303,7 +304,7 @@ def test_the_manifest_says_where_the_score_comes_from(trained):
     assert set(manifest) == {
         "schema", "task", "env_id", "target", "mode", "variant", "provisional", "seed", "score", "random_score",
         "real_steps", "failed_gates", "minutes", "config", "machine", "versions", "command", "commit", "weights",
-        "rounds",
+        "rounds", "executor",
     }  # fmt: skip
     assert (manifest["schema"], manifest["task"], manifest["env_id"]) == (1, "lunar-lander", "LunarLander-v3")
     assert (manifest["mode"], manifest["variant"], manifest["target"]) == ("full", "ppo", 200)
@@ -327,7 +328,7 @@ def test_evaluate_reproduces_the_manifest(trained, capsys):
     command = ["evaluate", *options(trained), "--episodes", "2", "--json", str(trained / "evaluate.json")]
     assert cli.main(command) == 0
     result = checkpoints.read_json(trained / "evaluate.json")
-    assert set(result) == {"schema", "task", "mode", "weights", "sticky"} | SCORE
+    assert set(result) == {"schema", "task", "mode", "weights", "sticky", "executor"} | SCORE
     assert {name: result[name] for name in SCORE} == manifest["score"]
     assert result["weights"] == manifest["weights"]
     assert (result["schema"], result["mode"], result["sticky"]) == (1, "full", 0)

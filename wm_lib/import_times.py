@@ -26,7 +26,7 @@ NUMPY_PATH = tuple(
     for name in (
         "errors seeding tasks config checkpoints events rollouts evaluation pipeline cli "
         "control.controller control.agent control.evolution models.reservoir worlds.simulation "
-        "curriculum compare efficiency doctor processes import_times vet"
+        "cluster curriculum compare efficiency doctor processes import_times vet"
     ).split()
 )
 BUDGETS = {"wm_lib": 0.3, **dict.fromkeys(NUMPY_PATH, 1.0)}  # seconds

@@ -21,6 +21,7 @@ import json
 import shlex
 import time
 from collections.abc import Callable, Iterable
+from concurrent.futures import Executor
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -28,7 +29,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from wm_lib import checkpoints, folders, gates, provenance, rollouts
+from wm_lib import checkpoints, cluster, folders, gates, provenance, rollouts
 from wm_lib.config import MODES, Config, load_config, resolve_budget
 from wm_lib.control.controller import Controller
 from wm_lib.errors import StageError, UsageError
@@ -60,6 +61,7 @@ class Pipeline:
         force: Whether to go on where a gate failed.
         round: 1 for the first, which starts from nothing.
         mode: "full", "gym_only" or "simulation": what the world and the world model are.
+        executor: Who collects, evolves and evaluates, see `wm_lib.cluster`; None is this process.
         watch: Gets this pipeline, C and the decisions C has made in this round after every update of PPO.
     """
 
@@ -71,6 +73,7 @@ class Pipeline:
     force: bool = False
     round: int = 1
     mode: str = "full"
+    executor: Executor | None = field(default=None, compare=False)
     watch: Callable[[Pipeline, Controller, int], None] | None = field(default=None, compare=False)
 
     @classmethod
@@ -195,6 +198,7 @@ class Pipeline:
                 "files": {path.name: checkpoints.sha256_file(path) for path in artefacts if path.stem not in _NOT_KEPT},
                 "facts": facts,
                 "failed_gates": self.failed_gates(self.before(stage)),
+                "executor": cluster.report(self.executor, clear=True),
                 "machine": provenance.machine(),
                 "versions": provenance.versions(),
             },
