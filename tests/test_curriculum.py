@@ -245,7 +245,7 @@ def test_what_keeps_failing_goes_on_one_mode_lower(plan):
     assert breakout[-1] == [("full", 1, "disk"), ("gym_only", 1, "usage")]
     assert car_racing[1:4] == ("simulation", "failed", None) and car_racing[6] is None
     (line,) = [line for line in report_table(report).splitlines() if "breakout" in line]
-    assert "300" not in line and "9999" in line
+    assert "300" not in line and "9999" in line and "100 simulated" in line
     assert "300" not in (one.directory / "report.html").read_text()
 
 

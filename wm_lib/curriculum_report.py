@@ -14,7 +14,7 @@ from wm_lib.report import aligned, html_page, html_table, interval
 if TYPE_CHECKING:
     from wm_lib.curriculum import Curriculum
 
-COLUMNS = ("task", "mode", "status", "score", "target", "real decisions", "minutes", "further rounds", "failures")
+COLUMNS = ("task", "mode", "status", "score", "target", "decisions", "minutes", "further rounds", "failures")
 
 
 def make_report(curriculum: Curriculum, records: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -51,7 +51,7 @@ def _row(task: str, status: str, results: Sequence[dict[str, Any]], target: floa
         "status": status,
         "score": final["score"],
         "ci95": final.get("ci95", [None, None]),
-        "target": None if final["mode"] == "simulation" else target,
+        "target": None if simulated(final) else target,
         "real_steps": final.get("real_steps"),
         "minutes": final["minutes"] if scored else sum(failure["minutes"] for failure in failures),
         "retries": len({result["round"] for result in results if result["mode"] == final["mode"]}) - 1,
@@ -71,13 +71,18 @@ def report_rows(report: dict[str, Any]) -> list[tuple[str, ...]]:
             row["status"].replace("_", " "),
             "none" if row["score"] is None else interval({"mean": row["score"], "ci95": row["ci95"]}),
             "none" if row["target"] is None else f"{row['target']:g}",
-            "unknown" if row["real_steps"] is None else f"{row['real_steps']:,}",
+            "unknown" if row["real_steps"] is None else f"{row['real_steps']:,}{' simulated' * simulated(row)}",
             f"{row['minutes']:.1f}",
             str(row["retries"]),
             ", ".join(failure["kind"] for failure in row["failures"]) or "none",
         )
         for row in report["stages"]
     ]
+
+
+def simulated(row: dict[str, Any]) -> bool:
+    """Whether a task was played in a world that stands in for the real one."""
+    return row["mode"] == "simulation"
 
 
 def report_table(report: dict[str, Any]) -> str:
