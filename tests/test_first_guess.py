@@ -26,11 +26,11 @@ RULE = np.random.default_rng(5).normal(size=(3, 4))  # the best action is argmax
 
 
 def played(sequences: int, length: int) -> dict[str, np.ndarray]:
-    """Random play in a world that pays an action z @ RULE, and all the same for z itself, with episodes of 25 steps."""
+    """Random play in a world that pays an action z @ RULE and something for nothing, with episodes of 25 steps."""
     rng = np.random.default_rng(0)
     mu = rng.normal(size=(sequences, length, 3)).astype(np.float32)
     action = rng.integers(4, size=(sequences, length))
-    reward = np.take_along_axis(mu @ RULE, action[..., None], 2)[..., 0] + mu[..., 0]
+    reward = np.take_along_axis(mu @ RULE, action[..., None], 2)[..., 0] + 2 * mu[..., 0]
     steps = np.arange(length) % 25
     first, terminated = (np.broadcast_to(steps == at, (sequences, length)) for at in (0, 24))
     rows = {"mu": mu, "action": action, "reward": reward.astype(np.float32), "first": first, "terminated": terminated}
