@@ -222,7 +222,7 @@ print(f"{100 * changed:.0f} % of the actions differ; nats per step: {', '.join(f
 plots.bars(surprise, "nats per step", "Surprise of the same M (less is better)")
 
 # %% [markdown]
-# **Explain.** Random play holds its actions, so that most of them are the same one row later, and the average hides the rest. Had M been *trained* so,
+# **Explain.** Where random play holds its actions, most of them are the same one row later, and the average hides the rest. Had M been *trained* so,
 # nobody would have told us; only C would never learn to steer in its dreams. Line up rows with care, and test it: exercise 4.1. (At budget
 # smoke M has learned too little to care.)
 

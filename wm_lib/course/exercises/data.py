@@ -99,7 +99,7 @@ def check_same_after(attempt: Callable) -> None:
 
 
 def hold_out(num_sequences: int, length: int) -> tuple[np.ndarray, np.ndarray]:
-    """Flat frame indices s * length + t to train on and to test with: every tenth sequence, at least one, is held out."""
+    """Frames s * length + t to train on and to test with: every tenth sequence is held out, at least one."""
     index = np.arange(num_sequences * length)
     held = index // length % 10 == min(5, num_sequences - 1)
     return index[~held], index[held]

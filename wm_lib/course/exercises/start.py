@@ -9,7 +9,7 @@ from wm_lib.course.exercises import check, compare, tried, wrong
 
 
 def real_decisions(ledger: list[dict]) -> int:
-    """Decisions taken in the real world; each entry has `world` ("real" or "dream"), `games` and `decisions` of each."""
+    """Decisions in the real world of all games together."""
     return sum(entry["games"] * entry["decisions"] for entry in ledger if entry["world"] == "real")
 
 
