@@ -18,12 +18,14 @@
 # **What do the four worlds show, ask and pay, and is everything here to run them?**
 #
 # ## Goals
-# - See at a glance which packages are there, and what to type if one is not.
+# - See at a glance what works here, and what to type if something does not.
+# - Say what the course can still do without torch, and what without Gymnasium.
 # - Find out what this processor is good at.
 # - Know the rules of the four worlds.
 #
 # ## Before you start
-# Nothing but [00 Start here](00_start_here.ipynb). If a package is missing, this notebook still runs to its end.
+# Nothing but [00 Start here](00_start_here.ipynb). Whatever is missing or broken, this notebook still runs to its end, and
+# `wm doctor` in a terminal says the same as its first section.
 
 # %% [markdown]
 # ## Parameters
@@ -38,11 +40,13 @@ run_dir: str = "auto"  # folder of the run; auto is runs/BUDGET
 # ## Setup
 
 # %%
-import importlib
 import os
+import tempfile
 import time
-from importlib import metadata
+from pathlib import Path
+from unittest import mock
 
+from wm_lib import doctor
 from wm_lib.control.agent import RandomAgent
 from wm_lib.course import plots
 from wm_lib.pipeline import Pipeline
@@ -53,59 +57,77 @@ run = Pipeline.open(task, budget, run_dir, seed)
 print(f"{run.task.name}: {run.directory}")
 
 # %% [markdown]
-# ## 1. The packages
-# **Predict.** Which of these will take longest to import?
+# ## 1. What works here
+# **Predict.** Which of the packages will take longest to import?
 #
-# **Run.** Each one is imported for real: an entry in the list of installed packages is no proof that it works.
+# **Run.** Each one is imported and put to a small real use: a convolution and its gradient, a step of an environment, a
+# generation of evolution, a picture made smaller. An entry in the list of installed packages is no proof that it works.
 
 # %%
-PACKAGES = {  # module: (package, what it is for)
-    "numpy": ("numpy", "arrays"),
-    "torch": ("torch", "V, M and PPO"),
-    "gymnasium": ("gymnasium", "the reference environments"),
-    "ale_py": ("ale-py", "Pong and Breakout"),
-    "Box2D": ("box2d", "LunarLander and CarRacing"),
-    "pygame": ("pygame", "drawing LunarLander and CarRacing"),
-    "cv2": ("opencv-python", "resizing frames"),
-    "envpool": ("envpool", "the fast environments"),
-    "cma": ("cma", "evolution"),
-    "stable_baselines3": ("stable-baselines3", "PPO"),
-    "tensorboard": ("tensorboard", "learning curves in the browser"),
-}
+seconds = run.loaded.doctor.timeout_seconds
+needed = doctor.bytes_of_frames(budget)
+diagnosis = doctor.diagnose(timeout_seconds=seconds, run_dir=run.directory, needed_bytes=needed)
+print(doctor.summary(diagnosis))
+
+# %%
+slowest = max(diagnosis.components, key=lambda name: diagnosis.components[name].seconds)
+print(f"The slowest is {slowest}, with {diagnosis.components[slowest].seconds:.1f} s.")
+broken = [name for name, component in diagnosis.components.items() if not component.works]
+print(f"To be mended: {', '.join(broken)}; the last column says how." if broken else "Everything works.")
+plots.Board(diagnosis)
+
+# %% [markdown]
+# **Explain.** ✓ works, ! works but slowly or with too little of something, ✗ does not. What follows from it is the *mode*:
+#
+# | mode | plays in | imagines with | needs |
+# |---|---|---|---|
+# | `full` | the real worlds | V and M in torch | torch, stable-baselines3, and the world's own packages |
+# | `gym_only` | the real worlds | a world model in NumPy | the world's own packages |
+# | `simulation` | simple simulated worlds | a world model in NumPy | what is always installed |
+#
+# A score made in a simulated world says nothing about the real one, so every score carries its mode.
+
+# %% [markdown]
+# ## 2. Breaking it on purpose
+# A package need not be missing to be of no use. It may hang while it is imported, because a disk does not answer or a lock is
+# never released, or take the whole process with it. So the doctor tries each one in a process of its own, and ends it
+# when its time is up. We put a fake in the place of a package and see what the doctor says of it.
+#
+# **Predict.** Which mode remains if torch hangs? If Gymnasium is missing? If EnvPool is?
+
+# %%
+HANGS = "import time; time.sleep(60)"
+CRASHES = "import os; os.abort()"
+MISSING = "raise ModuleNotFoundError(f'No module named {__name__!r}')"
 
 
-def probe(module: str, package: str) -> tuple[str, float, str]:
-    """Version, seconds the import took, and what to do where it failed."""
-    start = time.perf_counter()
-    try:
-        importlib.import_module(module)
-        hint = ""
-    except ModuleNotFoundError:
-        hint = f"missing: pip install {package}"
-    except Exception as error:  # whatever a broken installation throws is what we want to see
-        first_line = (str(error).splitlines() or [""])[0]
-        hint = f"broken ({type(error).__name__}: {first_line[:80]}): pip install --force-reinstall {package}"
-    seconds = time.perf_counter() - start
-    try:
-        return metadata.version(package), seconds, hint
-    except metadata.PackageNotFoundError:
-        return "-", seconds, hint
+def with_fault(package: str, source: str, timeout_seconds: float) -> doctor.Diagnosis:
+    """What the doctor would say of this machine if importing the package ran this source instead."""
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder, f"{package}.py").write_text(source)
+        path = os.pathsep.join([folder, *filter(None, [os.environ.get("PYTHONPATH")])])
+        with mock.patch.dict(os.environ, PYTHONPATH=path):
+            faulty = doctor.diagnose([package], timeout_seconds)
+    return doctor.Diagnosis({**diagnosis.components, **faulty.components})
 
 
 # %%
-found = {package: probe(module, package) for module, (package, _) in PACKAGES.items()}
-for package, use in PACKAGES.values():
-    version, seconds, hint = found[package]
-    print(f"{package:>18} {version:>12} {seconds:6.2f} s  {hint or 'ok'}  ({use})")
-broken = [package for package, (_, _, hint) in found.items() if hint]
-print(f"\nTo be mended: {', '.join(broken)}" if broken else "\nEverything is there.")
+for package, source, patience in (
+    ("torch", HANGS, 2),
+    ("torch", CRASHES, seconds),
+    ("gymnasium", MISSING, seconds),
+    ("envpool", MISSING, seconds),
+):
+    found = with_fault(package, source, patience)
+    print(f"{package}: {found.components[package].status}\n    {doctor.summary(found)}")
 
 # %% [markdown]
-# **Explain.** Only `numpy`, `cma` and a few small ones are always needed. Without `envpool` everything works through
-# Gymnasium, slower. Without `torch` there is no V and no M; that package carries the notebooks from 03 on.
+# **Explain.** A package that hangs costs its time-out and no more (`doctor.timeout_seconds` in the settings, longer than the two
+# seconds here). Without torch the worlds are still real, and a world model made of NumPy looks at them. Without Gymnasium
+# there is no real world, whatever else works. EnvPool only makes things faster: Gymnasium takes its place.
 
 # %% [markdown]
-# ## 2. The processor
+# ## 3. The processor
 # Some processors multiply numbers of 16 bits (`bfloat16`) many times faster than those of 32. V spends its time on such
 # products, so it matters.
 #
@@ -127,7 +149,7 @@ def seconds_of_product(dtype, size: int = 1024, repeats: int = 5) -> float:
 
 about = machine()
 print(f"{about['system']}, {about['processor']}, {os.cpu_count()} cores")
-if not found["torch"][2]:
+if diagnosis.components["torch"].works:
     import torch
 
     single, half = seconds_of_product(torch.float32), seconds_of_product(torch.bfloat16)
@@ -137,7 +159,7 @@ if not found["torch"][2]:
 # **Explain.** Where the figure is well above 1, training uses bfloat16 by itself. Scores are always measured in float32.
 
 # %% [markdown]
-# ## 3. The four worlds
+# ## 4. The four worlds
 # What the agent may do is a short list of *actions*; how often it may decide before the episode is cut off, and which mean
 # return over 100 episodes counts as reached, belongs to the task.
 
@@ -155,10 +177,13 @@ for name, world in TASKS.items():
 # %%
 num_envs, num_decisions = 4, 25
 speed = {}
-if not broken:
+if diagnosis.mode_for(run.task) == "simulation":
+    print(f"{run.task.name} does not run here: {diagnosis.reason_for(run.task)}")
+else:
     from wm_lib.worlds.envs import make_env
 
-    for backend in ("envpool", "gymnasium"):
+    fast = diagnosis.components["envpool"].works and diagnosis.components["opencv-python"].works
+    for backend in ("envpool", "gymnasium") if fast else ("gymnasium",):
         env = make_env(run.task, num_envs, seed, backend)
         env.reset()
         start = time.perf_counter()
@@ -172,7 +197,8 @@ if not broken:
 
 # %% [markdown]
 # ## Summary
-# - You know what is installed and what to type if something is missing.
+# - You know what works here, what to type if something does not, and which mode follows.
+# - A package that hangs or crashes is found out in a process of its own; the rest of the course goes on in a lower mode.
 # - You know whether 16-bit products are fast here.
 # - Each world is a task with a few actions, a limit and a target.
 #

@@ -109,6 +109,14 @@ def test_dreams_and_real_environments(tiny):
     assert row["detail"].startswith("pong, 8 dreams in fp32; 8 environments encoded in ")
 
 
+def test_one_worker_beside_this_process(tiny, monkeypatch):
+    monkeypatch.setattr(bench_pairs, "SCALE_DECISIONS", 2)
+    (row,) = bench.run_bench(["scale_overhead"], "pong", rounds=1)["rows"]
+    assert set(row) == ROW and (row["name"], row["unit"]) == ("scale_overhead", "decisions/s")
+    assert row["detail"].startswith("pong, a task of 64 episodes to 27000 decisions is ")
+    assert "generation of 64 x 16 has 16 tasks" in row["detail"] and row["detail"].endswith("the original 71,600")
+
+
 def test_the_plain_vae_is_the_papers():
     import torch
 
@@ -188,8 +196,8 @@ def test_dream_step_is_the_worst_of_the_four_unless_a_task_is_given(monkeypatch)
 @pytest.mark.parametrize(
     ("package", "left_out"),
     [
-        ("torch", ["vae_encode", "vae_train", "vae_loss", "mdn_rnn_train", "dream_step"]),
-        ("envpool", ["collect", "vae_loss", "dream_step"]),
+        ("torch", ["vae_encode", "vae_train", "vae_loss", "mdn_rnn_train", "dream_step", "scale_overhead"]),
+        ("envpool", ["collect", "vae_loss", "dream_step", "scale_overhead"]),
         ("Box2D", ["collect"]),
     ],
 )

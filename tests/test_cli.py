@@ -83,6 +83,7 @@ sys.exit(str(heavy & sys.modules.keys()) if heavy & sys.modules.keys() else 0)
         ("train --task pong --budget huge", ["'huge'", "smoke, laptop, full"]),
         ("course --budget huge", ["'huge'", "smoke, laptop, full"]),
         ("config --budget laptob", ["'laptob'", "did you mean laptop?"]),
+        ("play --task pong --mode simulation", ["real games", "--mode full or gym_only"]),
         ("train --task pong --component rnn", ["'rnn'", "vae, mdn_rnn, reservoir, controller, all"]),
         ("train --task pong --seed -1", ["seed must be from 0 to 2147483647, got -1"]),
         ("train --task pong --seed 2147483648", ["seed must be from 0 to 2147483647, got 2147483648"]),
@@ -209,6 +210,7 @@ def test_config_prints_yaml_that_is_read_again(capsys, tmp_path):
         "compare",
         "curriculum",
         "doctor",
+        "cluster",
     ]
 
 
@@ -302,8 +304,7 @@ def test_the_manifest_says_where_the_score_comes_from(trained):
     assert set(manifest) == {
         "schema", "task", "env_id", "target", "mode", "variant", "provisional", "seed", "score", "random_score",
         "real_steps", "failed_gates", "minutes", "config", "machine", "versions", "command", "commit", "weights",
-        "rounds",
-        "compare",
+        "rounds", "executor",
     }  # fmt: skip
     assert (manifest["schema"], manifest["task"], manifest["env_id"]) == (1, "lunar-lander", "LunarLander-v3")
     assert (manifest["mode"], manifest["variant"], manifest["target"]) == ("full", "ppo", 200)
@@ -327,7 +328,7 @@ def test_evaluate_reproduces_the_manifest(trained, capsys):
     command = ["evaluate", *options(trained), "--episodes", "2", "--json", str(trained / "evaluate.json")]
     assert cli.main(command) == 0
     result = checkpoints.read_json(trained / "evaluate.json")
-    assert set(result) == {"schema", "task", "mode", "weights", "sticky"} | SCORE
+    assert set(result) == {"schema", "task", "mode", "weights", "sticky", "executor"} | SCORE
     assert {name: result[name] for name in SCORE} == manifest["score"]
     assert result["weights"] == manifest["weights"]
     assert (result["schema"], result["mode"], result["sticky"]) == (1, "full", 0)

@@ -16,6 +16,7 @@ from types import SimpleNamespace
 import pytest
 import yaml
 from test_pipeline import TINY
+from tqdm.std import tqdm
 
 from wm_lib import attempts, checkpoints, cli, curriculum, journal
 from wm_lib.attempts import Try, control
@@ -431,6 +432,8 @@ def forked(work: Callable[[], object]) -> int:
     if pid:
         return pid
     try:
+        # tqdm's own lock is one semaphore for all copies of a process: killed while it holds it, one would stop all.
+        tqdm.set_lock(threading.RLock())
         work()
         os._exit(0)
     finally:

@@ -13,10 +13,11 @@ from pathlib import Path
 
 import pytest
 
-from wm_lib import cli, doctor, import_times
+from wm_lib import cli, doctor, import_times, processes
 from wm_lib.course import plots
 from wm_lib.doctor import Component, Diagnosis
 from wm_lib.errors import UsageError
+from wm_lib.processes import TimedProcess
 from wm_lib.tasks import TASKS
 
 ROOT = Path(doctor.__file__).parent.parent
@@ -170,6 +171,34 @@ def test_several_that_hang_do_not_wait_for_each_other(plant) -> None:
     assert time.monotonic() - start < 8  # the time-out + 5 s
     assert {each.status for name, each in found.components.items() if name != "cores"} == {"hang"}
     assert found.components["cores"].works
+
+
+def test_waiting_for_a_core_is_no_hanging(plant, monkeypatch: pytest.MonkeyPatch) -> None:
+    plant("cma", "import time\ntime.sleep(1.5)\nraise ImportError")
+    monkeypatch.setattr(processes, "queued_seconds", lambda process: 60.0)
+    assert doctor.diagnose(["cma"], timeout_seconds=1).components["cma"].status == "import_error"
+    monkeypatch.setattr(processes, "_AT_MOST", 1)
+    assert doctor.diagnose(["cma"], timeout_seconds=1).components["cma"].status == "hang"
+
+
+@pytest.mark.skipif(not Path("/proc/self/schedstat").exists(), reason="only Linux counts the waiting")
+def test_waiting_for_a_core_is_counted_also_that_of_children() -> None:
+    cores = os.sched_getaffinity(0)
+    spin = "import time\nend = time.process_time() + 20\nwhile time.process_time() < end: pass"
+    parent = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {spin!r}])"
+    try:
+        os.sched_setaffinity(0, {min(cores)})  # all of them share one core
+        started = [TimedProcess([sys.executable, "-c", parent]) for _ in range(2)]
+    finally:
+        os.sched_setaffinity(0, cores)
+    try:
+        deadline = time.monotonic() + 30
+        while (waited := [each.seconds - each.own_seconds for each in started]) and min(waited) < 0.3:
+            assert time.monotonic() < deadline, waited
+        assert processes.queued_seconds(2**30) == 0
+    finally:
+        for process in started:
+            process.end()
 
 
 # --- Faults of the worlds
@@ -329,6 +358,8 @@ def test_a_time_out_is_positive() -> None:
 def test_the_command_with_a_torch_that_hangs(plant, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
     monkeypatch.chdir(tmp_path)
     plant("torch", "hang")
+    for module in ("envpool", "papermill", "jupytext", "nbmake", "ipykernel"):  # the slow ones
+        plant(module, "missing")
     (tmp_path / "mine.yaml").write_text("doctor: {timeout_seconds: 10}")
     start = time.monotonic()
     assert cli.main(["doctor", "--config", "mine.yaml", "--json", "doctor.json"]) == 0

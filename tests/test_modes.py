@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from wm_lib import checkpoints, cli, config, pipeline, report, stages
 from wm_lib.config import load_config
 from wm_lib.errors import UsageError
 from wm_lib.pipeline import Pipeline
+from wm_lib.tasks import TASKS
 
 ROOT = Path(__file__).parent.parent
 BASE_ONLY = ("torch", "gymnasium", "envpool", "cv2", "stable_baselines3", "ale_py", "Box2D", "pygame")
@@ -69,7 +71,7 @@ def test_simulation_goes_from_nothing_to_a_score_with_the_base_install(tmp_path:
     folder = run_dir / "breakout" / "simulation"
     assert {path.name for path in folder.iterdir()} == {"collect", "reservoir", "controller", "evaluate"}
     manifest = checkpoints.read_json(folder / "evaluate" / "manifest.json")
-    assert (manifest["mode"], manifest["target"], manifest["provisional"]) == ("simulation", None, False)
+    assert (manifest["mode"], manifest["target"]) == ("simulation", None)
     assert manifest["variant"] == "original" and "--mode simulation" in manifest["command"]
     assert set(manifest["weights"]) == {"reservoir.safetensors", "controller.safetensors"}
     assert set(manifest["minutes"]) == {"collect", "reservoir", "controller"}
@@ -116,7 +118,7 @@ def test_the_modes_of_one_run_do_not_meet(tmp_path: Path) -> None:
     assert opened["full"].directory == tmp_path / "pong"
     assert opened["gym_only"].directory == tmp_path / "pong" / "gym_only"
     assert opened["simulation"].directory == tmp_path / "pong" / "simulation"
-    assert len({run._key("collect") for run in opened.values()}) == 3
+    assert opened["simulation"]._key("collect") != opened["full"]._key("collect")
     assert opened["gym_only"].task == opened["full"].task != opened["simulation"].task
     assert np.isnan(opened["simulation"].task.target)
 
@@ -172,3 +174,10 @@ def test_the_settings_of_mode_full_are_those_of_no_mode() -> None:
             assert load_config(budget, task) == load_config(budget, task, mode="full")
             assert load_config(budget, task).controller.type == "ppo"
             assert load_config(budget, task, mode="simulation").controller.type == "original"
+
+
+def test_auto_asks_what_the_machine_has_for_this_very_task(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    without_roms = SimpleNamespace(mode="full", mode_for=lambda task: "simulation" if task.atari else "full")
+    monkeypatch.setattr("wm_lib.doctor.detect_mode", lambda: without_roms)
+    opened = {task: Pipeline.open(task, "smoke", tmp_path, mode="auto").mode for task in TASKS}
+    assert opened == {"pong": "simulation", "lunar-lander": "full", "breakout": "simulation", "car-racing": "full"}

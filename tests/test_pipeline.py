@@ -279,7 +279,7 @@ def test_stage_json_says_what_was_made_and_of_what(ran, tmp_path):
     record = checkpoints.read_json(run.directory / "vae" / "stage.json")
     assert set(record) == {
         "schema", "stage", "task", "key", "seed", "config", "minutes", "files", "facts", "failed_gates", "machine",
-        "versions",
+        "versions", "executor",
     }  # fmt: skip
     assert (record["schema"], record["stage"], record["task"], record["seed"]) == (1, "vae", "pong", 5)
     assert record["config"] == run.config.vae.to_dict()
@@ -382,7 +382,7 @@ def test_a_seed_out_of_range_is_refused(seed):
 
 
 def test_an_unknown_stage_is_refused(tmp_path):
-    with pytest.raises(UsageError, match="unknown stage 'mdnrnn'; choose one of collect, vae, latents, mdn_rnn"):
+    with pytest.raises(UsageError, match="mode full has no stage 'mdnrnn'; choose one of collect, vae, latents"):
         open_tiny(tmp_path / "run").build("mdnrnn")
 
 

@@ -82,7 +82,7 @@ def measured(tmp_path: Path):
         folder = tmp_path / "run" / task
         made = manifest(task, mean, 4, 6, -19) | {"mode": "full"} | values
         made["score"]["episodes"] = episodes
-        made["command"] = f"wm train --task {task} --run-dir '/here and/there' --seed 3"
+        made["command"] = f"wm train --task {task} --run-dir '/here and/there' --config '/a b/my own.yaml' --seed 3"
         arrays = {"vae": np.linspace(0, 1, 7, dtype=dtype), "mdn_rnn": np.ones(2, np.float16)}
         arrays["controller"] = np.linspace(0, 1, 5, dtype=np.float32)
         arrays = {stage: (array + mean).astype(array.dtype) for stage, array in arrays.items()}
@@ -105,7 +105,7 @@ def test_publishing_copies_the_manifests_and_marks_what_the_protocol_does_not_ye
         measured(task, mean, episodes)
     published, refused = report.publish(tmp_path / "run", tmp_path)
     assert [m["provisional"] for m in published] == [True, True, False] and refused == []
-    assert published[0]["command"] == "wm train --task pong --seed 3"
+    assert published[0]["command"] == "wm train --task pong --config 'my own.yaml' --seed 3"
     assert published == report.find_manifests(tmp_path / "assets" / "manifests")
     assert report.results_table(published) in (tmp_path / "README.md").read_text()
 

@@ -125,7 +125,7 @@ def test_the_frame_shows_the_ball_and_the_paddle_where_the_state_says(name: str,
     for obs, _, terminated, truncated, state in random_play(name, 8, 60):
         for i in np.flatnonzero(~(terminated | truncated)):
             across, along = state["across"][i], state["along"][i]
-            if not (22 < across < 54 and 6 < along):  # wall, paddles and scores are elsewhere
+            if not (22 < across < 54 and 9 < along):  # wall, paddles and scores are elsewhere
                 continue
             row, column = (along, across) if across_axis else (across, along)
             court = obs[i].copy()

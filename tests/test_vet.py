@@ -26,7 +26,7 @@ NOTEBOOK = """\
 
 # %% [markdown]
 # # 00 Title
-# **A question?** See [the README](../README.md#title) and [the next](00_a.ipynb).
+# **A question?** See [the README](../README.md#title) and [this](00_a.py).
 #
 # ## Goals
 

@@ -6,15 +6,16 @@ import argparse
 import ast
 import signal
 import sys
-from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import yaml
 from safetensors import SafetensorError
 
-from wm_lib import bench, checkpoints, doctor, report
+from wm_lib import bench, checkpoints, cluster, doctor, report
 from wm_lib.config import BUDGETS, MODES, load_config, resolve_budget
 from wm_lib.control.controller import Controller
 from wm_lib.errors import StageError, UsageError
@@ -136,6 +137,13 @@ def _parser() -> argparse.ArgumentParser:
     stages.add_argument(
         "--mode", metavar="M", help="auto | full | gym_only | simulation (default: curriculum.mode of the settings)"
     )
+    for spreads in (collect, train, score, stages):
+        spreads.add_argument(
+            "--cluster",
+            default="",
+            metavar="A",
+            help="Dask cluster that does the work: tcp://host:port, or local:N for N processes (default: none)",
+        )
     table = command(
         "report",
         _table,
@@ -176,14 +184,22 @@ def _open(args: argparse.Namespace) -> Pipeline:
     )
 
 
+@contextmanager
+def _opened(args: argparse.Namespace) -> Iterator[Pipeline]:
+    """The same with the cluster that --cluster or the settings name."""
+    run = _open(args)
+    with cluster.connect(args.cluster or run.config.cluster.address) as executor:
+        yield replace(run, executor=executor)
+
+
 def _report(args: argparse.Namespace, result: dict[str, Any]) -> None:
     if args.json:
         checkpoints.write_json(Path(args.json), {"schema": 1, **result})
 
 
 def _collect(args: argparse.Namespace) -> None:
-    run = _open(args)
-    directory = run.run_stage("collect")
+    with _opened(args) as run:
+        directory = run.run_stage("collect")
     facts = run.facts("collect")["facts"]
     print(f"{facts['real_steps']} decisions of {run.task.name} in {directory}")
     _report(args, {"task": run.task.name, "directory": directory, **facts})
@@ -192,22 +208,22 @@ def _collect(args: argparse.Namespace) -> None:
 def _train(args: argparse.Namespace) -> None:
     if args.component not in COMPONENTS:
         raise UsageError(f"unknown component '{args.component}'; choose one of {', '.join(COMPONENTS)}")
-    run = _open(args)
-    if args.component == "all":
-        run.build("evaluate")
-        manifest = run.manifest()
-        print(report.results_table([manifest]))
-        _report(args, manifest)
-        return
-    directory = run.run_stage(args.component)
-    if args.component == "vae":
-        run.run_stage("latents")
+    with _opened(args) as run:
+        if args.component == "all":
+            run.build("evaluate")
+            manifest = run.manifest()
+            print(report.results_table([manifest]))
+            _report(args, manifest)
+            return
+        directory = run.run_stage(args.component)
+        if args.component == "vae":
+            run.run_stage("latents")
     print(f"{args.component} of {run.task.name} is in {directory}")
     _report(args, {"task": run.task.name, "directory": directory, **run.facts(args.component)["facts"]})
 
 
 def _evaluate(args: argparse.Namespace) -> None:
-    args.mode = resolve_mode(args.mode)
+    args.mode = resolve_mode(args.mode, args.task)
     task = task_in(args.mode, args.task)
     if args.episodes < 1:
         raise UsageError(f"--episodes must be at least 1, got {args.episodes}")
@@ -222,14 +238,22 @@ def _evaluate(args: argparse.Namespace) -> None:
     else:
         world_model, controller, weights = _load_agent(args, task)
         make_agent = agent_maker(task, world_model, controller)
-    result = evaluate(task, make_agent, args.episodes, seed, sticky=args.sticky)
+    address = args.cluster or load_config(args.budget, task.name, args.config, args.mode).cluster.address
+    with cluster.connect(address) as executor:
+        result = evaluate(task, make_agent, args.episodes, seed, sticky=args.sticky, executor=executor)
+        worked = cluster.report(executor)
     beside = "a simulated score, which has no target" if task.simulated else f"target {task.target:g}"
     print(f"{task.name}: {report.interval(result)} over {args.episodes} episodes; {beside}")
-    _report(args, {"task": task.name, "mode": args.mode, "weights": weights, "sticky": args.sticky, **result})
+    _report(
+        args,
+        {"task": task.name, "mode": args.mode, "weights": weights, "sticky": args.sticky, **result, "executor": worked},
+    )
 
 
 def _play(args: argparse.Namespace) -> None:
-    args.mode = resolve_mode(args.mode)
+    args.mode = resolve_mode(args.mode, args.task)
+    if args.mode == "simulation":
+        raise UsageError("wm play shows the real games only; give --mode full or gym_only")
     task = task_in(args.mode, args.task)
     if args.episodes < 1:
         raise UsageError(f"--episodes must be at least 1, got {args.episodes}")
@@ -317,6 +341,7 @@ def _curriculum(args: argparse.Namespace) -> None:
     from wm_lib.course import board
 
     plan = curriculum.Curriculum.open(args.budget, args.run_dir, args.seed or 0, args.config, args.mode)
+    plan = replace(plan, cluster=args.cluster)
     for name in ("SIGTERM", "SIGHUP"):  # as Ctrl-C, so that the child ends with us; unless nohup has them ignored
         number = getattr(signal, name, None)
         if number is not None and signal.getsignal(number) is signal.SIG_DFL:
@@ -353,7 +378,7 @@ def _table(args: argparse.Namespace) -> None:
 
 
 def _world_model(args: argparse.Namespace) -> None:
-    if resolve_mode(args.mode) != "full":
+    if resolve_mode(args.mode, args.task) != "full":
         raise UsageError("wm report --task examines the VAE and the MDN-RNN of mode full; leave --mode out")
     from wm_lib import examine
 
@@ -426,7 +451,7 @@ def _vet(args: argparse.Namespace) -> None:
 
 def _config(args: argparse.Namespace) -> None:
     task = get_task(args.task).name if args.task else None
-    config = load_config(args.budget, task, args.config, resolve_mode(args.mode))
+    config = load_config(args.budget, task, args.config, resolve_mode(args.mode, task))
     print(yaml.safe_dump(config.to_dict(), sort_keys=False), end="")
     _report(args, {"config": config.to_dict()})
 

@@ -298,7 +298,7 @@ def _keep_settings(
     Raises:
         UsageError: It is not.
     """
-    config = {name: section for name, section in run.loaded.to_dict().items() if name != "curriculum"}
+    config = {name: section for name, section in run.loaded.to_dict().items() if name not in ("curriculum", "cluster")}
     command = f"wm compare --task {run.task.name} --budget {resolve_budget(budget)} --rounds {run.round}"
     command += f" --seeds {len(seeds)}" + (f" --seed {seeds[0]}" if seeds[0] else "")
     if config_file is not None:

@@ -282,6 +282,16 @@ class CurriculumConfig(_Section):
         return {get_task(name).name: target for name, target in targets.items()}
 
 
+class ClusterConfig(_Section):
+    """Who collects, evolves and evaluates. It decides no number, so nothing is made again when it changes.
+
+    Attributes:
+        address: "" = this process; "local:N" = N processes of this machine; "tcp://host:port" = a Dask scheduler.
+    """
+
+    address: str = ""
+
+
 class DoctorConfig(_Section):
     """Probing what is installed.
 
@@ -306,6 +316,7 @@ class Config(_Section):
     compare: CompareConfig = CompareConfig()
     curriculum: CurriculumConfig = CurriculumConfig()
     doctor: DoctorConfig = DoctorConfig()
+    cluster: ClusterConfig = ClusterConfig()
 
     def for_round(self, number: int) -> Self:
         """The same with what later rounds do instead in its place."""

@@ -49,6 +49,7 @@ class Curriculum:
         config_file: YAML on top of the budget's, or None.
         mode: One of MODES, or "auto" for what the machine has.
         configs: Settings by task, in the order of the curriculum.
+        cluster: What its trainings get as --cluster; "" leaves it to the settings.
     """
 
     run_dir: Path
@@ -57,6 +58,7 @@ class Curriculum:
     config_file: Path | None
     mode: str
     configs: dict[str, Config]
+    cluster: str = ""
 
     @classmethod
     def open(
@@ -94,7 +96,9 @@ class Curriculum:
     @property
     def key(self) -> str:
         """Hash of all that decides what is tried and what comes of it."""
-        settings = [[task, config.to_dict()] for task, config in self.configs.items()]
+        settings = [
+            [task, config.model_dump(mode="json", exclude={"cluster"})] for task, config in self.configs.items()
+        ]
         made_from = [VERSION, self.mode, self.seed, settings]
         return hashlib.sha256(json.dumps(made_from, sort_keys=True).encode()).hexdigest()
 
@@ -135,6 +139,8 @@ def wm_train(curriculum: Curriculum, attempt: Try) -> list[str]:
     }
     if attempt.mode != "full":
         arguments["mode"] = attempt.mode
+    if curriculum.cluster:
+        arguments["cluster"] = curriculum.cluster
     if curriculum.config_file is not None:
         arguments["config"] = curriculum.config_file
     options = [word for name, value in arguments.items() for word in (f"--{name}", str(value))]

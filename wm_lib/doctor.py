@@ -1,8 +1,9 @@
 """What works on this machine, and therefore in which mode the course can be played.
 
 Every component is imported and put to a small real use in a process of its own (`doctor_probes.py`), because one that
-hangs or crashes would take us with it. As many start at a time as there are cores; one that gives no answer for a
-while no longer keeps the others waiting. What does not answer within the time-out is ended with all it started.
+hangs or crashes would take us with it. As many compute at a time as there are cores; one that gives no answer for a
+while no longer keeps the others waiting. What does not answer within the time-out is ended with all it started. Where
+Linux tells, waiting for a core that others hold does not count, so that a training beside us makes nothing hang.
 
 | mode       | plays in          | with the world model of | needs |
 |------------|-------------------|-------------------------|-------|
@@ -22,19 +23,18 @@ import json
 import os
 import shlex
 import signal
-import subprocess
 import sys
-import tempfile
 import time
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from wm_lib.doctor_probes import MARK, PROBES
 from wm_lib.errors import UsageError
+from wm_lib.processes import TimedProcess
 from wm_lib.tasks import FRAME_SIZE, TASKS, Task, get_task
 
 MODES = ("simulation", "gym_only", "full")  # from the least to the most that is needed
@@ -52,7 +52,7 @@ NEEDS = {  # not probed where one of these does not work
 }
 _PROJECT = "world-models-course"
 _ROOT = Path(__file__).resolve().parent.parent
-_PATIENCE = 1.0  # seconds of silence after which a probe is taken to be waiting, and its core is given to the next one
+_PATIENCE = 1.5  # seconds after which a probe that has not answered no longer holds its place
 
 
 @dataclass(frozen=True)
@@ -175,19 +175,21 @@ def diagnose(
                 if broken:
                     why = f"needs {broken}, which {found[broken].problem}"
                     found[name] = Component("import_error", 0.0, None, why, found[broken].command, imported=False)
-                elif not all(need in found for need in needs) or _computing(running) >= (os.cpu_count() or 1):
+                elif not all(need in found for need in needs):
                     continue
+                elif sum(each.own_seconds < _PATIENCE for each in running.values()) >= (os.cpu_count() or 1):
+                    break
                 else:
-                    running[name] = _Probe(name, options)
+                    running[name] = _start(name, options)
                 waiting.remove(name)
-            for name, probe in list(running.items()):
-                if probe.process.poll() is not None or probe.seconds() > timeout_seconds:
-                    found[name] = probe.component(timeout_seconds)
+            for name, process in list(running.items()):
+                if process.code is not None or process.is_late(timeout_seconds):
+                    found[name] = _end(name, process, timeout_seconds)
                     del running[name]
-            time.sleep(0.01)
+            time.sleep(0.02)
     finally:  # Ctrl-C too
-        for probe in running.values():
-            probe.end()
+        for process in running.values():
+            process.end()
     return Diagnosis({name: found[name] for name in wanted})
 
 
@@ -199,37 +201,15 @@ def bytes_of_frames(budget: str = "auto", file: str | Path | None = None) -> int
     return 3 * FRAME_SIZE**2 * sum(each.collect.num_steps * each.rounds.num_rounds for each in configs)
 
 
-def _computing(running: Mapping[str, _Probe]) -> int:
-    return sum(probe.seconds() < _PATIENCE for probe in running.values())
+def _start(name: str, options: str) -> TimedProcess:
+    probes = str(Path(__file__).with_name("doctor_probes.py"))
+    return TimedProcess([sys.executable, "-P", probes, name, options])
 
 
-class _Probe:
-    """A process that tries one component. It writes to a file: a pipe could be held open by what it started."""
-
-    def __init__(self, name: str, options: str) -> None:
-        self.name = name
-        self.output: IO[bytes] = tempfile.TemporaryFile()
-        self.start = time.monotonic()
-        probes = str(Path(__file__).with_name("doctor_probes.py"))
-        self.process = start_process([sys.executable, "-P", probes, name, options], self.output)
-
-    def seconds(self) -> float:
-        return time.monotonic() - self.start
-
-    def component(self, timeout_seconds: float) -> Component:
-        """What became of it, which ends it where it has not ended."""
-        code, seconds = self.process.poll(), self.seconds()
-        self.end()
-        return classify(self.name, self._events(), code, seconds, timeout_seconds)
-
-    def end(self) -> None:
-        end_process(self.process)
-
-    def _events(self) -> list[dict[str, Any]]:
-        with self.output:
-            self.output.seek(0)
-            lines = self.output.read().decode(errors="replace").split("\n")  # splitlines would split at MARK
-        return [json.loads(line[1:]) for line in lines if line.startswith(MARK) and line.endswith("}")]
+def _end(name: str, process: TimedProcess, timeout_seconds: float) -> Component:
+    code, seconds = process.code, process.seconds
+    events = [json.loads(line[1:]) for line in process.end() if line.startswith(MARK) and line.endswith("}")]
+    return classify(name, events, code, seconds, timeout_seconds)
 
 
 def classify(
@@ -364,29 +344,3 @@ def table(diagnosis: Diagnosis) -> str:
 def summary(diagnosis: Diagnosis) -> str:
     """The mode, and on the same line why not a higher one."""
     return f"mode: {diagnosis.mode}" + (f" ({diagnosis.reason})" if diagnosis.reason else "")
-
-
-# --- Ending what we started
-
-
-def start_process(command: Sequence[str], output: IO[bytes], **settings: Any) -> subprocess.Popen[bytes]:
-    """Begin a process in a group of its own; on one thread, so that several do not slow each other."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", **settings}
-    group = {"creationflags": 0x200} if sys.platform == "win32" else {"start_new_session": True}
-    return subprocess.Popen(
-        command, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.DEVNULL, env=environment, **group
-    )  # fmt: skip
-
-
-def end_process(process: subprocess.Popen[bytes]) -> None:
-    """End a process and all that it started."""
-    if process.poll() is not None:
-        return
-    if sys.platform == "win32":
-        subprocess.run(["taskkill", "/F", "/T", "/PID", str(process.pid)], capture_output=True, check=False)
-    else:
-        os.killpg(process.pid, signal.SIGKILL)  # not yet waited for, so the number is still its own
-    try:
-        process.wait(timeout=1)
-    except subprocess.TimeoutExpired:  # stuck in the kernel, on a disk that does not answer: leave it
-        pass

@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from concurrent.futures import Executor
+from contextlib import closing
+from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
+from wm_lib import cluster
 from wm_lib.control.agent import Agent, RandomAgent
 from wm_lib.control.controller import Controller
 from wm_lib.errors import UsageError
@@ -18,6 +23,7 @@ from wm_lib.tasks import Task
 if TYPE_CHECKING:
     from gymnasium.vector import VectorEnv
 
+TASK_ROUNDS = 2  # of num_envs episodes each in a task of an executor
 STICKY = 0.25  # probability of a sticky action in an Atari task's second score (Machado et al., 2018)
 
 
@@ -35,17 +41,17 @@ class Player(Protocol):
 
 def agent_maker(task: Task, world_model: WorldModel, controller: Controller) -> Callable[[int], Agent]:
     """The `make_agent` that `evaluate` wants; actions are sampled or greedy as the task prescribes."""
+    return partial(_make_agent, task, world_model, controller)
 
-    def make_agent(num_envs: int) -> Agent:
-        rngs = [np.random.default_rng(slot) for slot in range(num_envs)] if task.sampled else None
-        return Agent(world_model, controller, num_envs, rngs)
 
-    return make_agent
+def _make_agent(task: Task, world_model: WorldModel, controller: Controller, num_envs: int) -> Agent:
+    rngs = [np.random.default_rng(slot) for slot in range(num_envs)] if task.sampled else None
+    return Agent(world_model, controller, num_envs, rngs)
 
 
 def random_maker(task: Task) -> Callable[[int], RandomAgent]:
     """The `make_agent` of the random baseline."""
-    return lambda num_envs: RandomAgent(task.num_actions, num_envs)
+    return partial(RandomAgent, task.num_actions)
 
 
 def evaluate(
@@ -58,6 +64,7 @@ def evaluate(
     num_envs: int = 8,
     backend: str = "gymnasium",
     make_env: Callable[[int, Sequence[int]], VectorEnv] | None = None,
+    executor: Executor | None = None,
 ) -> dict[str, Any]:
     """Play episodes with the seeds `seed`, `seed` + 1, ... to their end and sum the raw rewards of each.
 
@@ -76,6 +83,8 @@ def evaluate(
             episodes are played side by side, whatever num_envs says.
         make_env: (num_envs, seeds) -> another vector environment to play in, under the rules of
             `wm_lib.worlds.envs.make_env` and obeying `reset(seed=[...])`.
+        executor: Who plays, see `wm_lib.cluster.spread`; None is this process. A worker gets the agent once and tasks
+            of 2 * num_envs seeds; 8 bytes an episode come back. With EnvPool it is one task.
 
     Returns:
         What `summarise` says, and `real_steps`, the decisions of these episodes.
@@ -87,33 +96,55 @@ def evaluate(
         raise UsageError(f"episodes must be at least 1, got {episodes}; a published score needs 100")
     if num_envs < 1:
         raise UsageError(f"num_envs must be at least 1, got {num_envs}")
-    if make_env is None:
-
-        def make_env(num_envs: int, seeds: Sequence[int]) -> VectorEnv:
-            from wm_lib import worlds
-
-            return worlds.make_env(task, num_envs, seeds, backend, sticky)
-
-        if backend != "gymnasium":
-            num_envs = episodes
-
+    if make_env is None and backend != "gymnasium":
+        num_envs = episodes
+    games = Games(task, make_agent, num_envs, sticky, backend, make_env)
     seeds = [seed + i for i in range(episodes)]
-    returns = np.zeros(episodes)
-    real_steps = 0
-    num_slots = min(num_envs, episodes)
-    playing = np.arange(num_slots)  # the episode in each slot, -1 when there is none left for it
-    slot_seeds = seeds[:num_slots]
-    num_started = num_slots
-    agent = make_agent(num_envs)
-    for slot in range(num_slots):
-        agent.reset_slot(slot, slot_seeds[slot])
-    env = make_env(num_slots, slot_seeds)
-    try:
-        obs, _ = env.reset(seed=slot_seeds)
-        # The agent's batch keeps its shape to the end, also when there are fewer slots: sums stay the same.
-        batch = np.zeros((num_envs, *obs.shape[1:]), obs.dtype)
-        first = np.ones(num_envs, bool)
-        with Progress(f"evaluate {task.name}", episodes, "episode") as progress:
+    size = num_envs * TASK_ROUNDS
+    with cluster.spread(executor, games) as run, Progress(f"evaluate {task.name}", episodes, "episode") as progress:
+        if executor is None:
+            played = [games(seeds, progress.update)]
+        else:
+            played = []
+            for found in run((seeds[first : first + size],) for first in range(0, episodes, size)):
+                played.append(found)
+                progress.update(len(found[0]))
+    returns = [value for values, _ in played for value in values.tolist()]
+    return summarise(returns, seeds) | {"real_steps": sum(decisions for _, decisions in played)}
+
+
+@dataclass(frozen=True)
+class Games:
+    """What the episodes of an evaluation have in common; a call plays some of them. Attributes as for `evaluate`."""
+
+    task: Task
+    make_agent: Callable[[int], Player]
+    num_envs: int
+    sticky: float = 0.0
+    backend: str = "gymnasium"
+    make_env: Callable[[int, Sequence[int]], VectorEnv] | None = None
+
+    def __call__(self, seeds: Sequence[int], finished: Callable[[int], None] | None = None) -> tuple[np.ndarray, int]:
+        """Returns float64 (episodes,) and the decisions taken; `finished` is called with 1 for every episode."""
+        episodes, num_envs = len(seeds), self.num_envs
+        returns = np.zeros(episodes)
+        real_steps = 0
+        num_slots = min(num_envs, episodes)
+        playing = np.arange(num_slots)  # the episode in each slot, -1 when there is none left for it
+        slot_seeds = list(seeds[:num_slots])
+        num_started = num_slots
+        agent = self.make_agent(num_envs)
+        for slot in range(num_slots):
+            agent.reset_slot(slot, slot_seeds[slot])
+        if self.make_env is not None:
+            made = closing(self.make_env(num_slots, slot_seeds))
+        else:
+            made = cluster.environments(self.task, num_slots, slot_seeds, self.backend, self.sticky)
+        with made as env:
+            obs, _ = env.reset(seed=slot_seeds)
+            # The agent's batch keeps its shape to the end, also when there are fewer slots: sums stay the same.
+            batch = np.zeros((num_envs, *obs.shape[1:]), obs.dtype)
+            first = np.ones(num_envs, bool)
             while (busy := playing >= 0).any():
                 batch[:num_slots] = obs
                 # A slot without an episode stands still, its action is a dummy.
@@ -123,7 +154,8 @@ def evaluate(
                 real_steps += int(busy.sum())
                 begins = np.zeros(num_slots, bool)
                 for slot in np.flatnonzero(busy & (terminated | truncated)):
-                    progress.update(1)
+                    if finished is not None:
+                        finished(1)
                     playing[slot] = -1
                     if num_started < episodes:
                         playing[slot] = num_started
@@ -135,9 +167,7 @@ def evaluate(
                     obs, _ = env.reset(seed=slot_seeds, options={"reset_mask": begins})
                 first = np.zeros(num_envs, bool)
                 first[:num_slots] = begins
-    finally:
-        env.close()
-    return summarise(returns.tolist(), seeds) | {"real_steps": real_steps}
+        return returns, real_steps
 
 
 def summarise(returns: Sequence[float], seeds: Sequence[int]) -> dict[str, Any]:

@@ -8,16 +8,16 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 import sys
-import tempfile
+import time
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from wm_lib.doctor import TIMEOUT_SECONDS, end_process, start_process
+from wm_lib.doctor import TIMEOUT_SECONDS
 from wm_lib.doctor_probes import PROBES
 from wm_lib.events import Progress
+from wm_lib.processes import TimedProcess
 
 HEAVY = {"torch", "gymnasium", "envpool", "ale_py", "stable_baselines3"}
 # What works with the base install alone.
@@ -26,7 +26,7 @@ NUMPY_PATH = tuple(
     for name in (
         "errors seeding tasks config checkpoints events rollouts evaluation pipeline cli "
         "control.controller control.agent control.evolution models.reservoir worlds.simulation "
-        "curriculum compare efficiency doctor import_times vet"
+        "cluster curriculum compare efficiency doctor processes import_times vet"
     ).split()
 )
 BUDGETS = {"wm_lib": 0.3, **dict.fromkeys(NUMPY_PATH, 1.0)}  # seconds
@@ -68,21 +68,17 @@ def measure_imports(
 
 def _measure(module: str, timeout_seconds: float) -> dict[str, Any]:
     budget = BUDGETS.get(module)
-    with tempfile.TemporaryFile() as output:
-        paths = [str(_PACKAGE.parent), *filter(None, [os.environ.get("PYTHONPATH")])]  # this wm_lib, no other
-        command = [sys.executable, "-P", "-c", _PROGRAM, module]
-        process = start_process(command, output, PYTHONPATH=os.pathsep.join(paths))
-        try:
-            process.wait(timeout_seconds)
-        except subprocess.TimeoutExpired:
-            pass
-        finally:
-            end_process(process)
-        output.seek(0)
-        lines = output.read().decode(errors="replace").splitlines()
-    if process.returncode != 0 or not lines:
+    paths = [str(_PACKAGE.parent), *filter(None, [os.environ.get("PYTHONPATH")])]  # this wm_lib, no other
+    process = TimedProcess([sys.executable, "-P", "-c", _PROGRAM, module], PYTHONPATH=os.pathsep.join(paths))
+    try:
+        while process.code is None and not process.is_late(timeout_seconds):
+            time.sleep(0.02)
+        code = process.code
+    finally:
+        said = [line for line in process.end() if line]
+    if code != 0 or not said:
         return {"module": module, "seconds": None, "budget": budget, "heavy": [], "status": "failed"}
-    seconds, brought = json.loads(lines[-1])
+    seconds, brought = json.loads(said[-1])
     heavy = sorted(HEAVY & set(brought))
     status = "ok" if budget is None else "heavy" if heavy else "over" if seconds > budget else "ok"
     return {"module": module, "seconds": round(seconds, 3), "budget": budget, "heavy": heavy, "status": status}

@@ -21,6 +21,7 @@ import json
 import shlex
 import time
 from collections.abc import Callable, Iterable
+from concurrent.futures import Executor
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -28,7 +29,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from wm_lib import checkpoints, folders, gates, provenance, rollouts
+from wm_lib import checkpoints, cluster, folders, gates, provenance, rollouts
 from wm_lib.config import MODES, Config, load_config, resolve_budget
 from wm_lib.control.controller import Controller
 from wm_lib.errors import StageError, UsageError
@@ -60,6 +61,7 @@ class Pipeline:
         force: Whether to go on where a gate failed.
         round: 1 for the first, which starts from nothing.
         mode: "full", "gym_only" or "simulation": what the world and the world model are.
+        executor: Who collects, evolves and evaluates, see `wm_lib.cluster`; None is this process.
         watch: Gets this pipeline, C and the decisions C has made in this round after every update of PPO.
     """
 
@@ -71,6 +73,7 @@ class Pipeline:
     force: bool = False
     round: int = 1
     mode: str = "full"
+    executor: Executor | None = field(default=None, compare=False)
     watch: Callable[[Pipeline, Controller, int], None] | None = field(default=None, compare=False)
 
     @classmethod
@@ -93,7 +96,7 @@ class Pipeline:
         Raises:
             UsageError: An unknown task, budget or mode, a bad configuration, a seed or a number of rounds out of range.
         """
-        mode = resolve_mode(mode)
+        mode = resolve_mode(mode, task)
         found = task_in(mode, task)
         check_seed(seed)
         config = load_config(budget, found.name, config_file, mode)
@@ -195,6 +198,7 @@ class Pipeline:
                 "files": {path.name: checkpoints.sha256_file(path) for path in artefacts if path.stem not in _NOT_KEPT},
                 "facts": facts,
                 "failed_gates": self.failed_gates(self.before(stage)),
+                "executor": cluster.report(self.executor, clear=True),
                 "machine": provenance.machine(),
                 "versions": provenance.versions(),
             },
@@ -352,8 +356,8 @@ class Pipeline:
         return False
 
 
-def resolve_mode(mode: str = "full") -> str:
-    """Turn a mode into one of `MODES`; "auto" is what this machine has.
+def resolve_mode(mode: str = "full", task: str | None = None) -> str:
+    """Turn a mode into one of `MODES`; "auto" is what this machine has for a task, or for any if that is None.
 
     Raises:
         UsageError: It is none of them.
@@ -361,7 +365,8 @@ def resolve_mode(mode: str = "full") -> str:
     if mode == "auto":
         from wm_lib.doctor import detect_mode
 
-        mode = detect_mode().mode
+        found = detect_mode()
+        mode = found.mode if task is None else found.mode_for(get_task(task))
     if mode not in MODES:
         raise UsageError(f"unknown mode '{mode}'; choose one of auto, {', '.join(MODES)}")
     return mode

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import re
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -101,6 +101,18 @@ def html_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "<table>" + "".join(f"<tr>{line}</tr>\n" for line in lines) + "</table>"
 
 
+def _anywhere(command: str) -> str:
+    """A command without the places of one machine: no folder of the run, and a settings file by its name alone."""
+    words = shlex.split(command)
+    if "--run-dir" in words:
+        at = words.index("--run-dir")
+        del words[at : at + 2]
+    if "--config" in words:
+        at = words.index("--config") + 1
+        words[at] = Path(words[at]).name
+    return shlex.join(words)
+
+
 def publish(run_dir: Path, root: Path, force: bool = False) -> tuple[list[dict[str, Any]], list[str]]:
     """Ship the weights and manifests of a run in `assets`, and put the table of all that are there into README.md.
 
@@ -127,8 +139,7 @@ def publish(run_dir: Path, root: Path, force: bool = False) -> tuple[list[dict[s
                 refused.append(f"{task} ({mean:.1f} is below the published {before['score']['mean']:.1f})")
                 continue
         manifest["provisional"] = is_provisional(manifest["score"], manifest["target"])
-        # Where it lay on one machine is of no use on another.
-        manifest["command"] = re.sub(r" --run-dir ('[^']*'|\S+)", "", manifest["command"])
+        manifest["command"] = _anywhere(manifest["command"])
         manifest["weights"] = ship_weights(path.parents[1], assets / "weights" / task, manifest["weights"])
         checkpoints.write_json(published, manifest)
     manifests = find_manifests(assets / "manifests")

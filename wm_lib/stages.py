@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from wm_lib import checkpoints, gates, provenance, rollouts
+from wm_lib import checkpoints, cluster, gates, provenance, rollouts
 from wm_lib.control.agent import Agent, feature_statistics
 from wm_lib.control.controller import Controller
 from wm_lib.errors import UsageError
@@ -23,16 +23,23 @@ from wm_lib.report import is_provisional
 from wm_lib.seeding import derive_seed
 
 if TYPE_CHECKING:
+    from wm_lib.models.world_model import WorldModel
     from wm_lib.pipeline import Pipeline
 
 
 def _explorer(run: Pipeline, num_envs: int) -> Callable[[int], rollouts.Policy]:
     """Who plays for data: random play in the first round, then the agent of the round before, its actions sampled."""
-    num_actions = run.task.num_actions
     if run.previous is None:
-        return lambda seed: rollouts.StickyRandom(num_actions, num_envs, seed, run.config.collect.repeat)
-    world_model, controller = run.previous.world_model(bf16=True), run.previous.controller()
-    return lambda seed: Agent(world_model, controller, num_envs, np.random.default_rng(seed).spawn(num_envs))
+        return partial(_random_player, run.task.num_actions, num_envs, run.config.collect.repeat)
+    return partial(_sampled_player, run.previous.world_model(bf16=True), run.previous.controller(), num_envs)
+
+
+def _random_player(num_actions: int, num_envs: int, repeat: float, seed: int) -> rollouts.Policy:
+    return rollouts.StickyRandom(num_actions, num_envs, seed, repeat)
+
+
+def _sampled_player(world_model: WorldModel, controller: Controller, num_envs: int, seed: int) -> rollouts.Policy:
+    return Agent(world_model, controller, num_envs, np.random.default_rng(seed).spawn(num_envs))
 
 
 def _collect(run: Pipeline, directory: Path) -> dict[str, Any]:
@@ -47,6 +54,7 @@ def _collect(run: Pipeline, directory: Path) -> dict[str, Any]:
         make_policy=_explorer(run, config.num_envs),
         gymnasium_fraction=config.gymnasium_fraction,
         log_dir=directory,
+        executor=run.executor,
     )
 
 
@@ -137,7 +145,11 @@ def _controller(run: Pipeline, directory: Path) -> dict[str, Any]:
             )
     else:
         from wm_lib.control.evolution import train_evolution
+        from wm_lib.control.first_guess import first_guess
 
+        start = run.previous.controller() if run.previous else None
+        if run.mode != "full":
+            start = first_guess(world_model, run.latents(), run.task.num_actions)
         controller = train_evolution(
             world_model,
             run.task,
@@ -145,7 +157,8 @@ def _controller(run: Pipeline, directory: Path) -> dict[str, Any]:
             seed=run.seed,
             directory=directory,
             log_dir=directory,
-            start=run.previous.controller() if run.previous else None,
+            start=start,
+            executor=run.executor,
         )
     controller.save(directory / "controller.safetensors", {"task": run.task.name, "recent_z": config.recent_z})
     return {"real_steps": controller.meta["real_steps"], **facts}
@@ -179,12 +192,14 @@ def _dream(run: Pipeline, directory: Path, statistics: tuple[np.ndarray, np.ndar
 def _evaluate(run: Pipeline, directory: Path) -> dict[str, Any]:
     config = run.config.evaluation
     make_agent = agent_maker(run.task, run.world_model(), run.controller())
-    score = evaluate(run.task, make_agent, config.episodes, config.seed)
+    score = evaluate(run.task, make_agent, config.episodes, config.seed, executor=run.executor)
     sticky = {}
     if run.task.atari and config.sticky_episodes:
-        played = evaluate(run.task, make_agent, config.sticky_episodes, config.seed, sticky=STICKY)
+        played = evaluate(
+            run.task, make_agent, config.sticky_episodes, config.seed, sticky=STICKY, executor=run.executor
+        )
         sticky = {"sticky_score": played}
-    random = evaluate(run.task, random_maker(run.task), config.random_episodes, config.seed)
+    random = evaluate(run.task, random_maker(run.task), config.random_episodes, config.seed, executor=run.executor)
     made = {stage: run.facts(stage) for stage in STAGES[run.mode] if stage != "evaluate"}
     steps, minutes = ({stage: 0 for stage in stages} for stages in (("collect", "controller"), made))
     for each in run.rounds:
@@ -212,6 +227,7 @@ def _evaluate(run: Pipeline, directory: Path) -> dict[str, Any]:
             "failed_gates": run.failed_gates(),
             "config": run.config.to_dict() | {SECTIONS[stage]: record["config"]
                                               for stage, record in made.items() if stage in SECTIONS},
+            "executor": cluster.report(run.executor),
             "machine": provenance.machine(),
             "versions": provenance.versions(),
             "command": run.command("evaluate"),

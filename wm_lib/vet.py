@@ -214,7 +214,7 @@ def alternative_texts(lines: Lines, folder: Path) -> Iterator[tuple[int, str]]:
         for target in re.findall(r"!\[\s*\]\(([^)]*)\)", line):
             yield number, f"picture {target} has no alternative text"
         for tag in re.findall(r"<img\b[^>]*>", line):
-            if not re.search(r"""\balt=("[^"]*\S[^"]*"|'[^']*\S[^']*')""", tag):
+            if not re.search(r"""\balt=("[^"]*[^"\s][^"]*"|'[^']*[^'\s][^']*')""", tag):
                 yield number, "picture <img> has no alternative text"
 
 

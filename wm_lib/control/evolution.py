@@ -1,20 +1,24 @@
 """C by evolution: try a population of controllers, move towards the better ones; no gradients (section 2.3).
 
-"original" is the paper's CMA-ES, "cpu" a simple evolution strategy that fits on a page. A generation is one
-vector environment: every candidate plays the same few episodes, all at the same time, and the logits of all
-are one batched product, so one process is enough.
+"original" is the paper's CMA-ES, "cpu" a simple evolution strategy that fits on a page. A generation is cut into tasks
+of some candidates (`pieces`), each of them one vector environment: its candidates play the same few episodes, all at
+the same time, and the logits of all are one batched product, so one process goes a long way. The tasks are the same
+in the process and on a cluster (`wm_lib.cluster`).
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Executor
+from contextlib import closing
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from wm_lib import checkpoints
+from wm_lib import checkpoints, cluster
 from wm_lib.config import ControllerConfig
 from wm_lib.control.agent import Agent, FeatureAgent
 from wm_lib.control.controller import Controller, Population, num_params
@@ -33,6 +37,7 @@ if TYPE_CHECKING:
 # a generation and not 600.
 MAX_FULL_COVARIANCE = 1000
 _CHECKPOINTS = "generations"  # folder
+CANDIDATES_PER_TASK, EPISODES_PER_TASK = 16, 64  # at most; other sizes round the networks' sums differently
 FINAL_EPISODES = 16  # to see what the mean of the final distribution is worth
 
 
@@ -125,6 +130,7 @@ def train_evolution(
     make_env: Callable[[int, Sequence[int]], VectorEnv] | None = None,
     observes_features: bool = False,
     start: Controller | None = None,
+    executor: Executor | None = None,
 ) -> Controller:
     """Evolve a linear controller for a frozen world model.
 
@@ -149,6 +155,8 @@ def train_evolution(
         observes_features: Whether the observations of `make_env` already are features, as those of a dream
             are. Then none of the decisions is a real step.
         start: A linear controller to begin with; zeros if None.
+        executor: Who plays, see `wm_lib.cluster.spread`; None is this process. The result is the same as long as the
+            workers compute with as many threads.
 
     Returns:
         The controller. Its meta has algorithm, recent_z, generations, decisions (in all, including those of
@@ -161,47 +169,24 @@ def train_evolution(
     """
     if config.type not in STRATEGIES:
         raise UsageError(f"evolution needs controller.type original or cpu, found {config.type}")
-    if make_env is None:
-
-        def make_env(num_envs: int, seeds: Sequence[int]) -> VectorEnv:
-            from wm_lib import worlds
-
-            return worlds.make_env(task, num_envs, seeds, backend)
-
-    make_agent = FeatureAgent if observes_features else Agent
-
-    def play(candidates: np.ndarray, seeds: list[int]) -> tuple[np.ndarray, int]:
-        """Mean return of each candidate over the seeds, and the decisions it took."""
-        population = Population(candidates.astype(np.float32), world_model.feature_dim)
-        slot_seeds = seeds * len(candidates)
-        rngs = None
-        if task.sampled:
-            rngs = [np.random.default_rng(derive_seed(slot_seed, "actions")) for slot_seed in slot_seeds]
-        agent = make_agent(world_model, population, len(slot_seeds), rngs)
-        env = make_env(len(slot_seeds), slot_seeds)
-        try:
-            returns, decisions = play_once(env, agent, config.max_decisions)
-        finally:
-            env.close()
-        return returns.reshape(len(candidates), len(seeds)).mean(axis=1), decisions
-
     dim = num_params(world_model.feature_dim, task.num_actions)
     mean = np.zeros(dim) if start is None else start.params
     strategy = STRATEGIES[config.type](mean, config.population_size, config.sigma, derive_seed(seed, "strategy"))
     history, decisions = _resume(directory, strategy, config)
-    with Progress(f"evolve {task.name}", config.num_generations, "generation", log_dir, start=len(history)) as progress:
+    game = Play(world_model, task, config.max_decisions, backend, make_env, observes_features)
+    bar = Progress(f"evolve {task.name}", config.num_generations, "generation", log_dir, start=len(history))
+    with cluster.spread(executor, game) as run, bar as progress:
         for generation in range(len(history), config.num_generations):
             rollouts = range(config.rollouts_per_candidate)
             seeds = [derive_seed(seed, "generation", generation, rollout) for rollout in rollouts]
-            fitness, played = play(strategy.ask(), seeds)
+            fitness, played = _measure(run, strategy.ask(), seeds)
             strategy.tell(fitness)
             history.append(fitness)
             decisions += played
             progress.update(1, best_return=fitness.max(), mean_return=fitness.mean(), decisions=decisions)
             _save(directory, history, strategy.mean, decisions)
-
-    final_seeds = [derive_seed(seed, "final", rollout) for rollout in range(FINAL_EPISODES)]
-    final_return, played = play(strategy.mean[None], final_seeds)
+        final_seeds = [derive_seed(seed, "final", rollout) for rollout in range(FINAL_EPISODES)]
+        final_return, played = _measure(run, strategy.mean[None], final_seeds)
     controller = Controller.linear(strategy.mean, world_model.feature_dim, task.num_actions)
     controller.meta = {
         "algorithm": "cma-es" if config.type == "original" else "simple-es",
@@ -214,15 +199,71 @@ def train_evolution(
     return controller
 
 
-def play_once(env: VectorEnv, agent: Agent | FeatureAgent, max_decisions: int) -> tuple[np.ndarray, int]:
+@dataclass(frozen=True)
+class Play:
+    """What all tasks of a training have in common; a call is one task.
+
+    The whole of it, V and M above all, goes to each worker once; a task takes 4 bytes for each parameter of its
+    candidates and a few for each seed, and 8 bytes an episode come back. Attributes as for `train_evolution`.
+    """
+
+    world_model: WorldModel
+    task: Task
+    max_decisions: int
+    backend: str = "auto"
+    make_env: Callable[[int, Sequence[int]], VectorEnv] | None = None
+    observes_features: bool = False
+
+    def __call__(self, params: np.ndarray, seeds: Sequence[int]) -> tuple[np.ndarray, int]:
+        """Returns float64 (candidates, seeds) of params float32 (candidates, num_params), and the decisions taken."""
+        slot_seeds = list(seeds) * len(params)
+        rngs = None
+        if self.task.sampled:
+            rngs = [np.random.default_rng(derive_seed(slot_seed, "actions")) for slot_seed in slot_seeds]
+        population = Population(params, self.world_model.feature_dim)
+        make_agent = FeatureAgent if self.observes_features else Agent
+        agent = make_agent(self.world_model, population, len(slot_seeds), rngs)
+        if self.make_env is not None:
+            with closing(self.make_env(len(slot_seeds), slot_seeds)) as env:
+                returns, decisions = play_once(env, agent, self.max_decisions)
+        else:
+            with cluster.environments(self.task, len(slot_seeds), slot_seeds, self.backend) as env:
+                returns, decisions = play_once(env, agent, self.max_decisions, slot_seeds)
+        return returns.reshape(len(params), len(seeds)), decisions
+
+
+def pieces(num_candidates: int, num_seeds: int) -> Iterator[tuple[slice, slice]]:
+    """Cut a generation into tasks: slices of its candidates and of their seeds. It asks nobody about workers."""
+    episodes = min(num_seeds, EPISODES_PER_TASK)
+    candidates = min(CANDIDATES_PER_TASK, EPISODES_PER_TASK // episodes)
+    for first in range(0, num_candidates, candidates):
+        for seed in range(0, num_seeds, episodes):
+            yield slice(first, first + candidates), slice(seed, seed + episodes)
+
+
+def _measure(
+    run: Callable[..., Iterator[tuple[np.ndarray, int]]], candidates: np.ndarray, seeds: list[int]
+) -> tuple[np.ndarray, int]:
+    """Mean return of each candidate over the seeds, and the decisions of all."""
+    params, returns, decisions = candidates.astype(np.float32), np.empty((len(candidates), len(seeds))), 0
+    cut = list(pieces(*returns.shape))
+    for piece, (found, played) in zip(cut, run((params[rows], seeds[columns]) for rows, columns in cut), strict=True):
+        returns[piece] = found
+        decisions += played
+    return returns.mean(axis=1), decisions
+
+
+def play_once(
+    env: VectorEnv, agent: Agent | FeatureAgent, max_decisions: int, seeds: Sequence[int] | None = None
+) -> tuple[np.ndarray, int]:
     """Play one episode in every slot, cut off after `max_decisions` (0 = never).
 
-    A slot that has finished stands still until all have.
+    A slot that has finished stands still until all have. `seeds` are for environments that played before.
 
     Returns:
         Returns float64 (num_envs,), and the decisions taken in all of them, without those of finished slots.
     """
-    obs, _ = env.reset()
+    obs, _ = env.reset(seed=seeds)
     returns = np.zeros(env.num_envs)
     playing = np.ones(env.num_envs, bool)
     first = np.ones(env.num_envs, bool)

@@ -320,7 +320,8 @@ def bands(
             axis.axhline(y, color="black", linewidth=1, linestyle=("--", ":", "-.")[i % 3], label=name)
         axis.set(xlabel=xlabel, ylabel=ylabel)
         axis.xaxis.set_major_locator(MaxNLocator(5))
-        axis.xaxis.set_major_formatter(EngFormatter())  # 200 k, 1 M
+        if axis.get_xlim()[1] >= 10_000:
+            axis.xaxis.set_major_formatter(EngFormatter())  # 200 k, 1 M
     figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False)
     if title:
         figure.suptitle(title)

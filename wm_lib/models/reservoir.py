@@ -76,13 +76,15 @@ class Moments:
 
 def moments_of(chunks: Iterable[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
     """Mean (dim,) and covariance (dim, dim), float64, of rows that come in pieces (n, dim)."""
-    count, total, squares = 0, 0.0, 0.0
+    shift, count, total, squares = None, 0, 0.0, 0.0
     for chunk in chunks:
-        # Products of a piece in float32, their sums in float64.
-        count, total = count + len(chunk), total + chunk.sum(0, dtype=np.float64)
-        squares = squares + (chunk.T @ chunk).astype(np.float64)
+        if shift is None:
+            shift = chunk.mean(0)
+        rows = chunk - shift  # small numbers: products of a piece in float32 lose little, their sums are in float64
+        count, total = count + len(rows), total + rows.sum(0, dtype=np.float64)
+        squares = squares + (rows.T @ rows).astype(np.float64)
     mean = total / count
-    return mean, squares / count - np.outer(mean, mean)
+    return mean + shift, squares / count - np.outer(mean, mean)
 
 
 def principal_components(covariance: np.ndarray, num: int) -> tuple[np.ndarray, np.ndarray]:
