@@ -19,6 +19,7 @@ from wm_lib.models import mdn_rnn as library_m
 FOLDER = Path(__file__).parent.parent / "notebooks"
 MODULES = {  # notebook -> the module of its exercises, and how many there are at least
     "00_start_here": ("start", 2),
+    "01_diagnostics": ("diagnostics", 3),
     "02_data_collection": ("data", 3),
     "03_vae": ("vae", 3),
     "04_mdn_rnn": ("mdn_rnn", 3),
