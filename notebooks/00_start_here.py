@@ -213,9 +213,7 @@ print(check_play(play))
 # <details><summary>Solution</summary>
 #
 # ```python
-# def play(
-#     see: Callable, remember: Callable, choose: Callable, world: Callable, frame: Any, memory: Any, num_decisions: int
-# ) -> list:
+# def play(see, remember, choose, world, frame, memory, num_decisions: int) -> list:
 #     """The actions that an agent takes, beginning with this frame and this memory.
 #
 #     Args:

@@ -273,7 +273,7 @@ print(check_judge(judge))
 # section 1. `world` names what the real environment needs, `brain` what V, M and PPO need. What is `"ok"` or `"slow"` can be used.
 
 # %%
-def choose_mode(status: dict[str, str], world: list[str], brain: list[str]) -> str | None:
+def choose_mode(status: dict[str, str], world: tuple[str, ...], brain: tuple[str, ...]) -> str | None:
     """The highest mode in which the task can be played."""
     return None
 
@@ -290,7 +290,7 @@ print(check_choose_mode(choose_mode))
 # <details><summary>Solution</summary>
 #
 # ```python
-# def choose_mode(status: dict[str, str], world: Sequence[str], brain: Sequence[str]) -> str:
+# def choose_mode(status: dict[str, str], world: tuple[str, ...], brain: tuple[str, ...]) -> str:
 #     """The highest mode in which a task can be played.
 #
 #     Args:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from itertools import product
 
 from wm_lib.course.exercises import check, compare, tried, wrong
@@ -60,7 +60,7 @@ def check_judge(attempt: Callable) -> None:
             raise wrong(f"for {case} it says {found!r}, and {wanted!r} is right{why}")
 
 
-def choose_mode(status: dict[str, str], world: Sequence[str], brain: Sequence[str]) -> str:
+def choose_mode(status: dict[str, str], world: tuple[str, ...], brain: tuple[str, ...]) -> str:
     """The highest mode in which a task can be played.
 
     Args:
