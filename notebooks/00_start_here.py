@@ -131,7 +131,8 @@ for stage in STAGES:
 
 # %% [markdown]
 # ## 3. What goes wrong without a memory
-# Back to the ball and the closed eyes. Many balls fly, each at a speed of its own. One player sees only where its ball is now. The other one also remembers
+# Back to the ball and the closed eyes. Many balls fly, each at a speed of its own. One player sees only where its ball is now.
+# The other one also remembers
 # where it was a moment ago. Then both close their eyes and say, moment by moment, where the ball will be.
 #
 # **Predict.** Draw the two errors over time before you run it.
@@ -152,8 +153,10 @@ print(f"error after {steps[-1]} moments: {', '.join(f'{name} {error[-1]:.1f}' fo
 plots.lines({name: (steps, error) for name, error in wrong.items()}, "moments with eyes closed", "mean error")
 
 # %% [markdown]
-# **Explain.** The first player is not stupid: a ball that may fly to either side is best guessed to stay. What it lacks is not in the frame at all, so no
-# better pair of eyes would help. Real worlds add walls, bounces and other players, and the memory has to be learned; that is notebook 04.
+# **Explain.** The first player is not stupid: a ball that may fly to either side is best guessed to stay. What it lacks is not in
+# the frame at all, so no
+# better pair of eyes would help. Real worlds add walls, bounces and other players, and the memory has to be learned; that is
+# notebook 04.
 
 # %% [markdown]
 # ## 4. Exercises
@@ -161,8 +164,10 @@ plots.lines({name: (steps, error) for name, error in wrong.items()}, "moments wi
 
 # %% [markdown]
 # ### Exercise 0.1 · What did it cost?
-# (5 minutes, easy) An agent's costs are the decisions it took in the real world: there one has to wait, and things break. Dreams cost none.
-# A ledger is a list of entries such as `{"world": "dream", "games": 64, "decisions": 1000, "frames_per_decision": 4}`, where `decisions` are those
+# (5 minutes, easy) An agent's costs are the decisions it took in the real world: there one has to wait, and things break. Dreams
+# cost none.
+# A ledger is a list of entries such as `{"world": "dream", "games": 64, "decisions": 1000, "frames_per_decision": 4}`, where
+# `decisions` are those
 # of one game. Add up.
 
 # %%
@@ -192,7 +197,8 @@ print(check_real_decisions(real_decisions))
 
 # %% [markdown]
 # ### Exercise 0.2 · The order of things
-# (12 minutes, medium) V, M and C as functions, and a world: play, and return the list of the actions. In every decision V sees the frame, C chooses
+# (12 minutes, medium) V, M and C as functions, and a world: play, and return the list of the actions. In every decision V sees
+# the frame, C chooses
 # from *z* and from what is remembered *so far*, M takes in *z* and the action, and the world answers with the next frame.
 
 # %%
@@ -271,7 +277,8 @@ print(check_play(play))
 #
 # <details><summary>Answer</summary>
 #
-# For acting, the memory: C could choose from *z* alone. For dreaming M would still be needed, since someone has to say what comes next.
+# For acting, the memory: C could choose from *z* alone. For dreaming M would still be needed, since someone has to say what comes
+# next.
 #
 # </details>
 #

@@ -202,7 +202,8 @@ else:
 
 # %% [markdown]
 # ### Exercise 1.1 · How fast?
-# (5 minutes, easy) The same `num_decisions` were played a few times in `num_envs` games side by side, and timed. How many decisions a second
+# (5 minutes, easy) The same `num_decisions` were played a few times in `num_envs` games side by side, and timed. How many
+# decisions a second
 # can this computer do, in all games together? Whatever else it is doing can only make a timing longer.
 
 # %%
@@ -232,7 +233,8 @@ print(check_decisions_per_second(decisions_per_second))
 
 # %% [markdown]
 # ### Exercise 1.2 · What became of it?
-# (8 minutes, medium) A probe runs in a process of its own. You know its exit code (below 0 where a signal killed it, `None` while it has not
+# (8 minutes, medium) A probe runs in a process of its own. You know its exit code (below 0 where a signal killed it, `None` while
+# it has not
 # ended), how many seconds it has taken, and the time-out. Say `"waiting"`; `"hang"` past the time-out; `"crash"` for any code but 0;
 # `"slow"` where it went well in more than half of the time-out; or `"ok"`.
 
@@ -269,7 +271,8 @@ print(check_judge(judge))
 
 # %% [markdown]
 # ### Exercise 1.3 · Which mode?
-# (10 minutes, medium) From the status of every component, choose the mode of a task: `"full"`, `"gym_only"` or `"simulation"`, as in the table of
+# (10 minutes, medium) From the status of every component, choose the mode of a task: `"full"`, `"gym_only"` or `"simulation"`, as
+# in the table of
 # section 1. `world` names what the real environment needs, `brain` what V, M and PPO need. What is `"ok"` or `"slow"` can be used.
 
 # %%
@@ -316,7 +319,8 @@ print(check_choose_mode(choose_mode))
 #
 # <details><summary>Answer</summary>
 #
-# The list only says that files were copied once. A library of the system may be missing, a version may not fit, or the import may never end.
+# The list only says that files were copied once. A library of the system may be missing, a version may not fit, or the import may
+# never end.
 #
 # </details>
 #

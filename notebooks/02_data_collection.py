@@ -170,7 +170,8 @@ print(gates.report(run.gates("collect")))
 
 # %% [markdown]
 # ## 6. What goes wrong when frames are split at random
-# A part of the data is held out, to test with. The obvious way is to draw frames at random. Here is the stupidest model there is: it remembers all
+# A part of the data is held out, to test with. The obvious way is to draw frames at random. Here is the stupidest model there is:
+# it remembers all
 # frames that it was trained on, and answers with the most similar one. Tested on a random tenth of the frames, and then on a tenth of
 # the stretches of play, it should be equally bad.
 #
@@ -197,7 +198,8 @@ print(f"error of the model that only remembers, of 255: {', '.join(f'{name} {err
 plots.bars(errors, "error, of 255", "The same model, tested in two ways")
 
 # %% [markdown]
-# **Explain.** Next to nearly every frame held out at random, its neighbours a moment before and after were trained on: the test *leaks*. Of two numbers for the same model
+# **Explain.** Next to nearly every frame held out at random, its neighbours a moment before and after were trained on: the test
+# *leaks*. Of two numbers for the same model
 # the lower one is the lie. Where all games look alike, the two are closer together; they are furthest apart where each episode has
 # scenery of its own. The course always holds out whole stretches (`wm_lib.rollouts.split_sequences`).
 
@@ -240,7 +242,8 @@ print(check_is_blank(is_blank))
 
 # %% [markdown]
 # ### Exercise 2.2 · How long is an action held?
-# (12 minutes, medium) In what share of the pairs of decisions, `k` apart, is the action the same? Only pairs within one episode count:
+# (12 minutes, medium) In what share of the pairs of decisions, `k` apart, is the action the same? Only pairs within one episode
+# count:
 # `first` says where episodes begin.
 
 # %%
@@ -274,7 +277,8 @@ print(check_same_after(same_after))
 #     return float((action[:, k:] == action[:, :-k])[within].mean())
 # ```
 #
-# A player that keeps its action with probability p, and otherwise draws one of n, is the same k decisions later with p^k + (1 − p^k) / n. Try
+# A player that keeps its action with probability p, and otherwise draws one of n, is the same k decisions later with p^k + (1 −
+# p^k) / n. Try
 # `same_after(data.action, data.first, k)` for a few k.
 #
 # </details>
@@ -343,7 +347,8 @@ print(check_hold_out(hold_out))
 #
 # <details><summary>Answer</summary>
 #
-# M's held-out stretches would otherwise be ones on which V was trained. Their latents would be better than those of new play, and M's test would leak through V.
+# M's held-out stretches would otherwise be ones on which V was trained. Their latents would be better than those of new play, and
+# M's test would leak through V.
 #
 # </details>
 #
