@@ -401,8 +401,7 @@ print(check_mdn_nll(mdn_nll))
 #
 # <details><summary>Answer</summary>
 #
-# No. One step ahead it is given a true *z* every time. Alone it reads its own, and small errors grow: that is what section 3
-# measures.
+# No. One step ahead it is given a true *z* every time. Alone it reads its own, and small errors grow; see section 3.
 #
 # </details>
 
