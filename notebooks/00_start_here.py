@@ -58,6 +58,7 @@ import numpy as np
 from wm_lib.config import resolve_budget
 from wm_lib.control.agent import RandomAgent
 from wm_lib.course import plots
+from wm_lib.course.exercises.start import check_play, check_real_decisions
 from wm_lib.errors import UsageError
 from wm_lib.pipeline import STAGES, Pipeline
 from wm_lib.tasks import TASKS
@@ -127,6 +128,167 @@ for stage in STAGES:
 #
 # In each section you will find **Predict**, **Run** and **Explain**. Do write your prediction down before you run the cell;
 # being wrong is where the learning happens.
+
+# %% [markdown]
+# ## 3. What goes wrong without a memory
+# Back to the ball and the closed eyes. Many balls fly, each at a speed of its own. One player sees only where its ball is now.
+# The other one also remembers
+# where it was a moment ago. Then both close their eyes and say, moment by moment, where the ball will be.
+#
+# **Predict.** Draw the two errors over time before you run it.
+
+# %%
+rng = np.random.default_rng(seed)
+steps = np.arange(11)
+speed = rng.normal(size=200)
+before = rng.normal(size=200)
+now = before + speed
+ball = now[:, None] + steps * speed[:, None]  # (balls, steps)
+told = {
+    "sees one frame": np.repeat(now[:, None], len(steps), axis=1),
+    "remembers the one before": now[:, None] + steps * (now - before)[:, None],
+}
+wrong = {name: np.abs(guess - ball).mean(axis=0) for name, guess in told.items()}
+print(f"error after {steps[-1]} moments: {', '.join(f'{name} {error[-1]:.1f}' for name, error in wrong.items())}")
+plots.lines({name: (steps, error) for name, error in wrong.items()}, "moments with eyes closed", "mean error")
+
+# %% [markdown]
+# **Explain.** The first player is not stupid: a ball that may fly to either side is best guessed to stay. What it lacks is not in
+# the frame at all, so no
+# better pair of eyes would help. Real worlds add walls, bounces and other players, and the memory has to be learned; that is
+# notebook 04.
+
+# %% [markdown]
+# ## 4. Exercises
+# Each has a function to fill in and a cell that says how you fare. Every notebook has some. An unsolved one stops nothing.
+
+# %% [markdown]
+# ### Exercise 0.1 · What did it cost?
+# (5 minutes, easy) An agent's costs are the decisions it took in the real world: there one has to wait, and things break. Dreams
+# cost none.
+# A ledger is a list of entries such as `{"world": "dream", "games": 64, "decisions": 1000, "frames_per_decision": 4}`, where
+# `decisions` are those
+# of one game. Add up.
+
+# %%
+def real_decisions(ledger: list[dict]) -> int | None:
+    """Decisions in the real world of all games together."""
+    return None
+
+
+# %%
+print(check_real_decisions(real_decisions))
+
+# %% [markdown]
+# <details><summary>Hint</summary>
+#
+# `world` is "real" or "dream". A decision lasts for several frames and is one all the same.
+#
+# </details>
+# <details><summary>Solution</summary>
+#
+# ```python
+# def real_decisions(ledger: list[dict]) -> int:
+#     """Decisions in the real world of all games together."""
+#     return sum(entry["games"] * entry["decisions"] for entry in ledger if entry["world"] == "real")
+# ```
+#
+# </details>
+
+# %% [markdown]
+# ### Exercise 0.2 · The order of things
+# (12 minutes, medium) V, M and C as functions, and a world: play, and return the list of the actions. In every decision V sees
+# the frame, C chooses
+# from *z* and from what is remembered *so far*, M takes in *z* and the action, and the world answers with the next frame.
+
+# %%
+def play(see, remember, choose, world, frame, memory, num_decisions: int) -> list | None:
+    """z = see(frame), memory = remember(z, action, memory), action = choose(z, memory), frame = world(action)."""
+    return None
+
+
+# %%
+print(check_play(play))
+
+# %% [markdown]
+# <details><summary>Hint</summary>
+#
+# Four lines in a loop. M cannot come before C: it wants to know what was done.
+#
+# </details>
+# <details><summary>Solution</summary>
+#
+# ```python
+# def play(see, remember, choose, world, frame, memory, num_decisions: int) -> list:
+#     """The actions that an agent takes, beginning with this frame and this memory.
+#
+#     Args:
+#         see: V, `z = see(frame)`.
+#         remember: M, `memory = remember(z, action, memory)`.
+#         choose: C, `action = choose(z, memory)`.
+#         world: `frame = world(action)`.
+#         frame: What is seen first.
+#         memory: What is remembered at first.
+#         num_decisions: How often it decides.
+#     """
+#     actions = []
+#     for _ in range(num_decisions):
+#         z = see(frame)
+#         action = choose(z, memory)
+#         memory = remember(z, action, memory)
+#         frame = world(action)
+#         actions.append(action)
+#     return actions
+# ```
+#
+# In the course this is `wm_lib.control.agent.Agent`, for many games side by side.
+#
+# </details>
+
+# %% [markdown]
+# ## 5. Check yourself
+# Answer before you unfold.
+#
+# 1. **What does V do, in a sentence?**
+#
+# <details><summary>Answer</summary>
+#
+# It turns a frame into a few numbers, *z*, from which the frame could be drawn again.
+#
+# </details>
+#
+# 2. **What does M do, in a sentence?**
+#
+# <details><summary>Answer</summary>
+#
+# From *z*, the action and what it remembers, it says which *z* may come next.
+#
+# </details>
+#
+# 3. **What does C do, in a sentence?**
+#
+# <details><summary>Answer</summary>
+#
+# It chooses the action, from *z* and M's memory *h*.
+#
+# </details>
+#
+# 4. **Which of the three could be left out if one frame told everything, also where things are going?**
+#
+# <details><summary>Answer</summary>
+#
+# For acting, the memory: C could choose from *z* alone. For dreaming M would still be needed, since someone has to say what comes
+# next.
+#
+# </details>
+#
+# 5. **You ran a notebook at `smoke` and the score is poor. What follows?**
+#
+# <details><summary>Answer</summary>
+#
+# Nothing. `smoke` only proves that every cell runs; go to `laptop`.
+#
+# </details>
 
 # %% [markdown]
 # ## Summary

@@ -49,6 +49,7 @@ from unittest import mock
 from wm_lib import doctor
 from wm_lib.control.agent import RandomAgent
 from wm_lib.course import plots
+from wm_lib.course.exercises.diagnostics import check_choose_mode, check_decisions_per_second, check_judge
 from wm_lib.pipeline import Pipeline
 from wm_lib.provenance import machine
 from wm_lib.tasks import TASKS
@@ -194,6 +195,166 @@ else:
 # %% [markdown]
 # **Explain.** The fast path is C++ and plays many games in one process. Data and training come from there; scores are always
 # measured in Gymnasium, which is the reference.
+
+# %% [markdown]
+# ## 5. Exercises
+# Each has a function to fill in and a cell that says how you fare. Run them in any order; nothing later depends on them.
+
+# %% [markdown]
+# ### Exercise 1.1 · How fast?
+# (5 minutes, easy) The same `num_decisions` were played a few times in `num_envs` games side by side, and timed. How many
+# decisions a second
+# can this computer do, in all games together? Whatever else it is doing can only make a timing longer.
+
+# %%
+def decisions_per_second(seconds: list[float], num_envs: int, num_decisions: int) -> float | None:
+    """Of all games together; `seconds` are the timings, `num_decisions` those of one game."""
+    return None
+
+
+# %%
+print(check_decisions_per_second(decisions_per_second))
+
+# %% [markdown]
+# <details><summary>Hint</summary>
+#
+# Which of the timings was disturbed least? Section 3 takes it too.
+#
+# </details>
+# <details><summary>Solution</summary>
+#
+# ```python
+# def decisions_per_second(seconds: list[float], num_envs: int, num_decisions: int) -> float:
+#     """Of all games together; `seconds` are several timings of `num_decisions` decisions in `num_envs` games."""
+#     return num_envs * num_decisions / min(seconds)
+# ```
+#
+# </details>
+
+# %% [markdown]
+# ### Exercise 1.2 · What became of it?
+# (8 minutes, medium) A probe runs in a process of its own. You know its exit code (below 0 where a signal killed it, `None` while
+# it has not
+# ended), how many seconds it has taken, and the time-out. Say `"waiting"`; `"hang"` past the time-out; `"crash"` for any code but 0;
+# `"slow"` where it went well in more than half of the time-out; or `"ok"`.
+
+# %%
+def judge(code: int | None, seconds: float, timeout: float) -> str | None:
+    """ok, slow, crash, hang or waiting."""
+    return None
+
+
+# %%
+print(check_judge(judge))
+
+# %% [markdown]
+# <details><summary>Hint</summary>
+#
+# Ask first whether it has ended. `None` and 0 are both false for Python, and mean very different things.
+#
+# </details>
+# <details><summary>Solution</summary>
+#
+# ```python
+# def judge(code: int | None, seconds: float, timeout: float) -> str:
+#     """What became of a process after `seconds`: its exit code, below 0 for a signal, or None while it has not ended."""
+#     if code is None:
+#         return "hang" if seconds > timeout else "waiting"
+#     if code != 0:
+#         return "crash"
+#     return "slow" if seconds > timeout / 2 else "ok"
+# ```
+#
+# The doctor's own version, `wm_lib.doctor`, also knows whether it hung on import or in use, and what to type.
+#
+# </details>
+
+# %% [markdown]
+# ### Exercise 1.3 · Which mode?
+# (10 minutes, medium) From the status of every component, choose the mode of a task: `"full"`, `"gym_only"` or `"simulation"`, as
+# in the table of
+# section 1. `world` names what the real environment needs, `brain` what V, M and PPO need. What is `"ok"` or `"slow"` can be used.
+
+# %%
+def choose_mode(status: dict[str, str], world: tuple[str, ...], brain: tuple[str, ...]) -> str | None:
+    """The highest mode in which the task can be played."""
+    return None
+
+
+# %%
+print(check_choose_mode(choose_mode))
+
+# %% [markdown]
+# <details><summary>Hint</summary>
+#
+# Look at the world first: without it neither `full` nor `gym_only` has anything to play in.
+#
+# </details>
+# <details><summary>Solution</summary>
+#
+# ```python
+# def choose_mode(status: dict[str, str], world: tuple[str, ...], brain: tuple[str, ...]) -> str:
+#     """The highest mode in which a task can be played.
+#
+#     Args:
+#         status: Of every component by name: "ok", "slow", "missing", "wrong_version", "import_error", "hang" or "crash".
+#         world: Components that the real environment needs.
+#         brain: Components that V, M and PPO need.
+#     """
+#     works = {name for name, each in status.items() if each in ("ok", "slow")}
+#     if not works.issuperset(world):
+#         return "simulation"
+#     return "full" if works.issuperset(brain) else "gym_only"
+# ```
+#
+# The library's own is `wm_lib.doctor.Diagnosis.mode_for`. It also minds EnvPool, which may be missing but must not hang.
+#
+# </details>
+
+# %% [markdown]
+# ## 6. Check yourself
+# Answer before you unfold.
+#
+# 1. **Why is a package that is in the list of installed ones still imported and used?**
+#
+# <details><summary>Answer</summary>
+#
+# The list only says that files were copied once. A library of the system may be missing, a version may not fit, or the import may
+# never end.
+#
+# </details>
+#
+# 2. **Why is every component tried in a process of its own?**
+#
+# <details><summary>Answer</summary>
+#
+# One that hangs or crashes would take the notebook with it. A process can be ended from outside.
+#
+# </details>
+#
+# 3. **torch is missing, everything else works. What can you still do?**
+#
+# <details><summary>Answer</summary>
+#
+# Play in the real worlds, with a world model made of NumPy: mode `gym_only`.
+#
+# </details>
+#
+# 4. **May a score of mode `simulation` be compared with a target?**
+#
+# <details><summary>Answer</summary>
+#
+# No. It was made in a simple simulated world, and says nothing about the real one; so it is shown without a target.
+#
+# </details>
+#
+# 5. **EnvPool is missing. Which scores change?**
+#
+# <details><summary>Answer</summary>
+#
+# None: scores are always measured in Gymnasium. Only collecting and training take longer.
+#
+# </details>
 
 # %% [markdown]
 # ## Summary

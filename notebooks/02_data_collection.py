@@ -42,9 +42,10 @@ import numpy as np
 
 from wm_lib import gates
 from wm_lib.course import plots
+from wm_lib.course.exercises.data import check_hold_out, check_is_blank, check_same_after
 from wm_lib.evaluation import evaluate, random_maker
 from wm_lib.pipeline import Pipeline
-from wm_lib.rollouts import StickyRandom
+from wm_lib.rollouts import StickyRandom, split_sequences
 from wm_lib.worlds.envs import make_env
 
 run = Pipeline.open(task, budget, run_dir, seed)
@@ -166,6 +167,198 @@ print(gates.report(run.gates("collect")))
 # %% [markdown]
 # **Explain.** A renderer without a screen may give black frames without a word, and everything after it would train happily on nothing.
 # At budget smoke a failed gate is only reported; at laptop and full the training stops, and `--force` goes on, with a mark on every score.
+
+# %% [markdown]
+# ## 6. What goes wrong when frames are split at random
+# A part of the data is held out, to test with. The obvious way is to draw frames at random. Here is the stupidest model there is:
+# it remembers all
+# frames that it was trained on, and answers with the most similar one. Tested on a random tenth of the frames, and then on a tenth of
+# the stretches of play, it should be equally bad.
+#
+# **Predict.** Will it?
+
+# %%
+few = min(10, data.num_sequences)
+flat = np.arange(few * data.length)
+small = data.gather(flat)[:, ::4, ::4].reshape(len(flat), -1).astype(np.float32)
+at_random = rng.random(len(flat)) < 0.1
+at_random[rng.integers(len(flat))] = True
+whole_stretches = np.isin(flat // data.length, split_sequences(few)[1])
+
+
+def nearest(test: np.ndarray, train: np.ndarray) -> float:
+    """How far each test frame is from the most similar training frame, root mean square, of 255."""
+    squares = [np.square(train - frame).mean(axis=1).min() for frame in test[:: max(1, len(test) // 50)]]
+    return float(np.sqrt(np.mean(squares)))
+
+
+splits = {"frames at random": at_random, "whole stretches": whole_stretches}
+errors = {name: nearest(small[held], small[~held]) for name, held in splits.items()}
+print(f"error of the model that only remembers, of 255: {', '.join(f'{name} {error:.1f}' for name, error in errors.items())}")
+plots.bars(errors, "error, of 255", "The same model, tested in two ways")
+
+# %% [markdown]
+# **Explain.** Next to nearly every frame held out at random, its neighbours a moment before and after were trained on: the test
+# *leaks*. Of two numbers for the same model
+# the lower one is the lie. Where all games look alike, the two are closer together; they are furthest apart where each episode has
+# scenery of its own. The course always holds out whole stretches (`wm_lib.rollouts.split_sequences`).
+
+# %% [markdown]
+# ## 7. Exercises
+# Each has a function to fill in and a cell that says how you fare. Run them in any order; nothing later depends on them.
+
+# %% [markdown]
+# ### Exercise 2.1 · Frames that show nothing
+# (8 minutes, easy) A renderer that failed shows black, or grey, or any other single colour. Find such frames, give or take
+# `tolerance` of 255 in each colour, for what compression may leave. A single pixel of ball is something to see.
+
+# %%
+def is_blank(frames: np.ndarray, tolerance: int = 10) -> np.ndarray | None:
+    """bool (n,), of frames uint8 (n, height, width, 3)."""
+    return None
+
+
+# %%
+print(check_is_blank(is_blank))
+
+# %% [markdown]
+# <details><summary>Hint</summary>
+#
+# For each frame and each of the three colours, compare the brightest pixel with the darkest. A frame all red is of a single colour.
+#
+# </details>
+# <details><summary>Solution</summary>
+#
+# ```python
+# def is_blank(frames: np.ndarray, tolerance: int = 10) -> np.ndarray:
+#     """Whether each frame, uint8 (n, height, width, 3), is of a single colour, give or take `tolerance` of 255."""
+#     darkest, brightest = frames.min(axis=(1, 2)).astype(int), frames.max(axis=(1, 2))
+#     return (brightest - darkest).max(axis=1) <= tolerance
+# ```
+#
+# The gate of section 5 does the same, and looks for frames that stand still: `wm_lib.gates.frames_are_alive`.
+#
+# </details>
+
+# %% [markdown]
+# ### Exercise 2.2 · How long is an action held?
+# (12 minutes, medium) In what share of the pairs of decisions, `k` apart, is the action the same? Only pairs within one episode
+# count:
+# `first` says where episodes begin.
+
+# %%
+def same_after(action: np.ndarray, first: np.ndarray, k: int) -> float | None:
+    """Share of pairs with the same action, of action and first (sequences, time), k at least 1."""
+    return None
+
+
+# %%
+print(check_same_after(same_after))
+
+# %% [markdown]
+# <details><summary>Hint</summary>
+#
+# Number the episodes of each sequence: `first.cumsum(axis=1)`. Two decisions are of the same episode when their numbers are equal.
+#
+# </details>
+# <details><summary>Solution</summary>
+#
+# ```python
+# def same_after(action: np.ndarray, first: np.ndarray, k: int) -> float:
+#     """Share of pairs of decisions, k apart and of the same episode, that have the same action.
+#
+#     Args:
+#         action: Integers (sequences, time).
+#         first: bool (sequences, time), true at the first decision of an episode.
+#         k: At least 1, less than `time`.
+#     """
+#     episode = first.cumsum(axis=1)
+#     within = episode[:, k:] == episode[:, :-k]
+#     return float((action[:, k:] == action[:, :-k])[within].mean())
+# ```
+#
+# A player that keeps its action with probability p, and otherwise draws one of n, is the same k decisions later with p^k + (1 −
+# p^k) / n. Try
+# `same_after(data.action, data.first, k)` for a few k.
+#
+# </details>
+
+# %% [markdown]
+# ### Exercise 2.3 · A test that does not leak
+# (15 minutes, hard) Frames are numbered: frame t of sequence s is s · `length` + t. Give the numbers to train on and those to
+# test with. Hold out whole sequences, about a tenth of them and at least one; use every frame once.
+
+# %%
+def hold_out(num_sequences: int, length: int) -> tuple[np.ndarray, np.ndarray] | None:
+    """Numbers of the frames to train on, and of those to test with; two or more sequences."""
+    return None
+
+
+# %%
+print(check_hold_out(hold_out))
+
+# %% [markdown]
+# <details><summary>Hint</summary>
+#
+# Integer division by `length` takes a frame's number to its sequence.
+#
+# </details>
+# <details><summary>Solution</summary>
+#
+# ```python
+# def hold_out(num_sequences: int, length: int) -> tuple[np.ndarray, np.ndarray]:
+#     """Frames s * length + t to train on and to test with: every tenth sequence is held out, at least one."""
+#     index = np.arange(num_sequences * length)
+#     held = index // length % 10 == min(5, num_sequences - 1)
+#     return index[~held], index[held]
+# ```
+#
+# </details>
+
+# %% [markdown]
+# ## 8. Check yourself
+# Answer before you unfold.
+#
+# 1. **Why does the random player hold its actions in most of the tasks?**
+#
+# <details><summary>Answer</summary>
+#
+# Actions drawn anew at every decision cancel each other, and little of the world is seen. Held ones carry the player somewhere.
+#
+# </details>
+#
+# 2. **Does holding actions make some of them more frequent?**
+#
+# <details><summary>Answer</summary>
+#
+# Not over a long time: each new one is drawn from all alike. Only the order changes.
+#
+# </details>
+#
+# 3. **Frames are black, and yet all stages run through. What would V's loss look like?**
+#
+# <details><summary>Answer</summary>
+#
+# Splendid: black frames are drawn without error. That is why the data is checked before anything is trained on it.
+#
+# </details>
+#
+# 4. **Why do V and M hold out the same sequences?**
+#
+# <details><summary>Answer</summary>
+#
+# M's held-out stretches would otherwise be ones on which V was trained. Their latents would be better than those of new play, and
+# M's test would leak through V.
+#
+# </details>
+#
+# 5. **An agent earns more than random play did in one lucky episode. Has it learned something?**
+#
+# <details><summary>Answer</summary>
+#
+# That cannot be said. Compare its 95 % interval, over many episodes, with that of random play.
+#
+# </details>
 
 # %% [markdown]
 # ## Summary

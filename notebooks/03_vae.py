@@ -233,7 +233,8 @@ print(examine.eyes_table(full) if full else f"no full run of {run.task.name} is 
 # %% [markdown]
 # ### Exercise 3.1 · A draw one can learn from
 # (5 minutes, easy) V does not send *z* itself but a Gaussian, and *z* is drawn from it. A draw has no gradient; but
-# noise of the standard Gaussian, stretched and moved, is the same draw and has one. Write it. Both numbers are tensors (batch, z_dim).
+# noise of the standard Gaussian, stretched and moved, is the same draw and has one. Write it. Both numbers are tensors (batch,
+# z_dim).
 
 # %%
 def reparameterise(mu: Tensor, log_sigma: Tensor, noise: Tensor) -> Tensor | None:
@@ -328,7 +329,8 @@ print(check_active_units(active_units))
 # %% [markdown]
 # ### Exercise 3.4 · Pixels that matter
 # (20 minutes, hard) Rebuild what section 1 showed. A pixel is *different* when any of its colours is more than
-# `FOREGROUND_THRESHOLD` away from its scenery, brighter or darker. Every pixel within `FOREGROUND_MARGIN` of a different one, also across
+# `FOREGROUND_THRESHOLD` away from its scenery, brighter or darker. Every pixel within `FOREGROUND_MARGIN` of a different one,
+# also across
 # corners, is foreground and weighs `weight`, the others 1. At last the weights of *each frame* are scaled to average 1.
 
 # %%
@@ -372,7 +374,8 @@ print(check_foreground_weights(foreground_weights))
 #     return weights / weights.mean((1, 2, 3), keepdim=True)
 # ```
 #
-# `amax(3)` takes the largest difference of the three colours. For `max_pool2d`, (batch, 64, 64) is one picture for each row of the batch.
+# `amax(3)` takes the largest difference of the three colours. For `max_pool2d`, (batch, 64, 64) is one picture for each row of
+# the batch.
 #
 # </details>
 
@@ -384,7 +387,8 @@ print(check_foreground_weights(foreground_weights))
 #
 # <details><summary>Answer</summary>
 #
-# The noise makes neighbouring *z* draw similar frames: whatever lies within σ must be drawn right. Points could be scattered anywhere, and what lies between two of them would mean nothing. M will need the space between.
+# The noise makes neighbouring *z* draw similar frames: whatever lies within σ must be drawn right. Points could be scattered
+# anywhere, and what lies between two of them would mean nothing. M will need the space between.
 #
 # </details>
 #
@@ -400,7 +404,8 @@ print(check_foreground_weights(foreground_weights))
 #
 # <details><summary>Answer</summary>
 #
-# Every nat costs more, so fewer are spent: the divergence falls, more dimensions are given up, and the drawings lose first what saves the least error, small things among them.
+# Every nat costs more, so fewer are spent: the divergence falls, more dimensions are given up, and the drawings lose first what
+# saves the least error, small things among them.
 #
 # </details>
 #
@@ -408,7 +413,8 @@ print(check_foreground_weights(foreground_weights))
 #
 # <details><summary>Answer</summary>
 #
-# A blurred halo is drawn where the thing might be. If only the thing's own pixels weighed more, the halo around it would be nearly free, and *z* need not know exactly where the thing is.
+# A blurred halo is drawn where the thing might be. If only the thing's own pixels weighed more, the halo around it would be
+# nearly free, and *z* need not know exactly where the thing is.
 #
 # </details>
 #

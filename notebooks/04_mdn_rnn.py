@@ -207,8 +207,10 @@ print(examine.memory_table(full) if full else f"no full run of {run.task.name} i
 
 # %% [markdown]
 # ## 7. What goes wrong when actions come late
-# The most common mistake with a recurrent world model makes no noise at all: the action in a row is not the one that was taken there, but
-# the one before. Every shape is right, the loss falls, and M learns that its hand does nothing. Here we ask our M about the same held-out
+# The most common mistake with a recurrent world model makes no noise at all: the action in a row is not the one that was taken
+# there, but
+# the one before. Every shape is right, the loss falls, and M learns that its hand does nothing. Here we ask our M about the same
+# held-out
 # steps, once as they were, and once with every action one row late.
 #
 # **Predict.** How much worse will M be? In which of the four worlds would you hardly notice?
@@ -222,8 +224,10 @@ print(f"{100 * changed:.0f} % of the actions differ; nats per step: {', '.join(f
 plots.bars(surprise, "nats per step", "Surprise of the same M (less is better)")
 
 # %% [markdown]
-# **Explain.** Random play holds its actions, so that most of them are the same one row later, and the average hides the rest. Had M been *trained* so,
-# nobody would have told us; only C would never learn to steer in its dreams. Line up rows with care, and test it: exercise 4.1. (At budget
+# **Explain.** Where random play holds its actions, most of them are the same one row later, and the average hides the rest. Had M
+# been *trained* so,
+# nobody would have told us; only C would never learn to steer in its dreams. Line up rows with care, and test it: exercise 4.1.
+# (At budget
 # smoke M has learned too little to care.)
 
 # %% [markdown]
@@ -233,7 +237,8 @@ plots.bars(surprise, "nats per step", "Surprise of the same M (less is better)")
 # %% [markdown]
 # ### Exercise 4.1 · Question and answer
 # (8 minutes, easy) From rows of play, which may hold several episodes, make what M reads and what it should answer. In row t
-# *z* was seen, then the action was taken, and `done` says whether that action ended the episode. Where no next *z* follows, M must not be
+# *z* was seen, then the action was taken, and `done` says whether that action ended the episode. Where no next *z* follows, M
+# must not be
 # asked for one: say so in `known`.
 
 # %%
@@ -287,7 +292,8 @@ print(check_at_temperature(at_temperature))
 # %% [markdown]
 # <details><summary>Hint</summary>
 #
-# Weights that are normalised do not change when you subtract the same number from all logarithms. Which number keeps one exponential at 1?
+# Weights that are normalised do not change when you subtract the same number from all logarithms. Which number keeps one
+# exponential at 1?
 #
 # </details>
 # <details><summary>Solution</summary>
@@ -307,7 +313,8 @@ print(check_at_temperature(at_temperature))
 # %% [markdown]
 # ### Exercise 4.3 · The likelihood of a mixture
 # (20 minutes, hard) Rebuild M's loss. For each dimension of *z* there is a mixture of its own; the dimensions are independent given
-# the memory. The shapes are those of the arguments of section 1: (batch, time, z_dim, num_mixtures) for the mixture, (batch, time, z_dim) for what came.
+# the memory. The shapes are those of the arguments of section 1: (batch, time, z_dim, num_mixtures) for the mixture, (batch,
+# time, z_dim) for what came.
 # Give the nats for each step, (batch, time). `HALF_LOG_2PI` is ½ log 2π.
 
 # %%
@@ -322,7 +329,8 @@ print(check_mdn_nll(mdn_nll))
 # %% [markdown]
 # <details><summary>Hint</summary>
 #
-# First the log density of every component: −½ ((z − mu) / σ)² − log σ − ½ log 2π. Add log π. Then `torch.logsumexp` over the mixture, and
+# First the log density of every component: −½ ((z − mu) / σ)² − log σ − ½ log 2π. Add log π. Then `torch.logsumexp` over the
+# mixture, and
 # the sum over the dimensions. Taking the exponential yourself gives log 0 for a *z* far away.
 #
 # </details>
@@ -366,7 +374,8 @@ print(check_mdn_nll(mdn_nll))
 #
 # <details><summary>Answer</summary>
 #
-# The single one puts its mean in the middle, where the ball never is, with a σ that covers both sides. A mixture puts half of its weight on either side.
+# The single one puts its mean in the middle, where the ball never is, with a σ that covers both sides. A mixture puts half of its
+# weight on either side.
 #
 # </details>
 #
@@ -374,7 +383,8 @@ print(check_mdn_nll(mdn_nll))
 #
 # <details><summary>Answer</summary>
 #
-# The next row holds the first *z* of another episode. Nothing in the last *z* or the action tells of it, so M would learn to guess starts, and widen its Gaussians everywhere that resembles an end.
+# The next row holds the first *z* of another episode. Nothing in the last *z* or the action tells of it, so M would learn to
+# guess starts, and widen its Gaussians everywhere that resembles an end.
 #
 # </details>
 #
@@ -382,7 +392,8 @@ print(check_mdn_nll(mdn_nll))
 #
 # <details><summary>Answer</summary>
 #
-# The mean of the heaviest component is taken every time. What is rarer never happens, so an agent that learns in such a dream meets no bad luck and no doubt.
+# The mean of the heaviest component is taken every time. What is rarer never happens, so an agent that learns in such a dream
+# meets no bad luck and no doubt.
 #
 # </details>
 #
@@ -390,7 +401,7 @@ print(check_mdn_nll(mdn_nll))
 #
 # <details><summary>Answer</summary>
 #
-# No. One step ahead it is given a true *z* every time. Alone it reads its own, and small errors grow: that is what section 3 measures.
+# No. One step ahead it is given a true *z* every time. Alone it reads its own, and small errors grow; see section 3.
 #
 # </details>
 

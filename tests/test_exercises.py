@@ -12,10 +12,15 @@ import pytest
 import torch
 
 from wm_lib.course.exercises import NOT_YET, RIGHT, check, tried
+from wm_lib.course.exercises.diagnostics import choose_mode as mode_of
+from wm_lib.course.exercises.diagnostics import judge
 from wm_lib.models import mdn_rnn as library_m
 
 FOLDER = Path(__file__).parent.parent / "notebooks"
 MODULES = {  # notebook -> the module of its exercises, and how many there are at least
+    "00_start_here": ("start", 2),
+    "01_diagnostics": ("diagnostics", 3),
+    "02_data_collection": ("data", 3),
     "03_vae": ("vae", 3),
     "04_mdn_rnn": ("mdn_rnn", 3),
 }
@@ -124,7 +129,98 @@ def foreground(frames, scenery, weight):
     return weights / weights.mean((1, 2, 3), keepdim=True)
 
 
+def remembers_too_early(see, remember, choose, world, frame, memory, num_decisions):
+    actions = []
+    for _ in range(num_decisions):
+        z = see(frame)
+        memory = remember(z, actions[-1] if actions else 0, memory)
+        actions.append(choose(z, memory))
+        frame = world(actions[-1])
+    return actions
+
+
+def forgets(see, remember, choose, world, frame, memory, num_decisions):
+    actions = []
+    for _ in range(num_decisions):
+        actions.append(choose(see(frame), memory))
+        remember(see(frame), actions[-1], memory)
+        frame = world(actions[-1])
+    return actions
+
+
+def remembers_the_next(see, remember, choose, world, frame, memory, num_decisions):
+    actions = []
+    for _ in range(num_decisions):
+        actions.append(choose(see(frame), memory))
+        frame = world(actions[-1])
+        memory = remember(see(frame), actions[-1], memory)
+    return actions
+
+
+def every_tenth_frame(num_sequences, length):
+    index = np.arange(num_sequences * length)
+    return index[index % 10 != 3], index[index % 10 == 3]
+
+
+def as_if_time_came_first(num_sequences, length):
+    index = np.arange(num_sequences * length)
+    held = index % num_sequences == num_sequences - 1
+    return index[~held], index[held]
+
+
 BUGS = [  # module, exercise, an attempt, words of what is said of it
+    ("start", "real_decisions", lambda rows: sum(r["games"] * r["decisions"] for r in rows), "dreams are counted too"),
+    (
+        "start",
+        "real_decisions",
+        lambda rows: sum(r["decisions"] for r in rows if r["world"] == "real"),
+        "the games are",
+    ),
+    ("start", "play", remembers_too_early, "the memory is updated before C chooses"),
+    ("start", "play", forgets, "the memory is not kept"),
+    ("start", "play", remembers_the_next, "M is given the next z"),
+    ("diagnostics", "decisions_per_second", lambda s, n, k: n * k / np.mean(s), "the mean of the timings"),
+    ("diagnostics", "decisions_per_second", lambda s, n, k: k / min(s), "the games are forgotten"),
+    (
+        "diagnostics",
+        "judge",
+        lambda code, s, limit: "crash" if code else "hang" if s > limit else judge(0, s, limit),
+        "no hang",
+    ),
+    (
+        "diagnostics",
+        "judge",
+        lambda code, s, limit: judge(None if code is None else max(code, 0), s, limit),
+        "a signal",
+    ),
+    ("diagnostics", "judge", lambda code, s, limit: judge(code or 0, s, limit), "None is not 0"),
+    (
+        "diagnostics",
+        "choose_mode",
+        lambda s, world, brain: mode_of({k: v.replace("slow", "missing") for k, v in s.items()}, world, brain),
+        "what is slow works",
+    ),
+    (
+        "diagnostics",
+        "choose_mode",
+        lambda s, world, brain: mode_of({k: v.replace("hang", "ok") for k, v in s.items()}, world, brain),
+        "not only be installed",
+    ),
+    (
+        "diagnostics",
+        "choose_mode",
+        lambda s, world, brain: "full" if set(s.values()) <= {"ok", "slow"} else "gym_only",
+        "nothing to play with",
+    ),
+    ("data", "is_blank", lambda f: f.max((1, 2, 3)) <= 10, "those of another single colour are missed"),
+    ("data", "is_blank", lambda f: f.max((1, 2, 3)) - f.min((1, 2, 3)) <= 10, "look at each colour for itself"),
+    ("data", "is_blank", lambda f: f.std((1, 2)).max(1) < 10, "a ball of one pixel"),
+    ("data", "same_after", lambda a, first, k: (a[:, k:] == a[:, :-k]).mean(), "across the border"),
+    ("data", "same_after", lambda a, first, k: (a[k:] == a[:-k]).mean(), "time is the second axis"),
+    ("data", "same_after", lambda a, first, k: (a[:, k:] == a[:, :-k])[~first[:, k:]].mean(), "a border between"),
+    ("data", "hold_out", every_tenth_frame, "it leaks"),
+    ("data", "hold_out", as_if_time_came_first, "sequence and time are swapped"),
+    ("data", "hold_out", lambda n, length: (np.arange(n - 1), np.arange(n - 1, n)), "these are sequences"),
     ("vae", "reparameterise", lambda mu, s, noise: mu + s * noise, "logarithm of σ"),
     ("vae", "reparameterise", lambda mu, s, noise: mu + (0.5 * s).exp() * noise, "logarithm of the variance"),
     ("vae", "reparameterise", lambda mu, s, noise: mu + s.exp() * torch.randn_like(mu), "the noise that is given"),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from itertools import product
 
 from wm_lib.course.exercises import check, compare, tried, wrong
@@ -60,7 +60,7 @@ def check_judge(attempt: Callable) -> None:
             raise wrong(f"for {case} it says {found!r}, and {wanted!r} is right{why}")
 
 
-def choose_mode(status: dict[str, str], world: Sequence[str], brain: Sequence[str]) -> str:
+def choose_mode(status: dict[str, str], world: tuple[str, ...], brain: tuple[str, ...]) -> str:
     """The highest mode in which a task can be played.
 
     Args:
@@ -77,7 +77,7 @@ def choose_mode(status: dict[str, str], world: Sequence[str], brain: Sequence[st
 @check
 def check_choose_mode(attempt: Callable) -> None:
     """Against the library's own choice for Pong, with one or two components in every state."""
-    from wm_lib.doctor import ATARI, BRAIN, Component, Diagnosis
+    from wm_lib.doctor import ATARI, BRAIN, MODES, Component, Diagnosis
 
     states = ("ok", "slow", "missing", "wrong_version", "import_error", "hang", "crash")
     names = (*ATARI, *BRAIN)
@@ -88,11 +88,13 @@ def check_choose_mode(attempt: Callable) -> None:
                 "pong"
             )
             found = tried(attempt, status, ATARI, BRAIN)
-            if found == wanted:
+            if isinstance(found, str) and found == wanted:
                 continue
+            if not isinstance(found, str) or found not in MODES:
+                raise wrong(f"it says {found!r}; the modes are {', '.join(MODES)}")
             case = ", ".join(f"{name} {each}" for name, each in status.items() if each != "ok") or "all is ok"
             why = ""
-            if "slow" in status.values():
+            if "slow" in status.values() and MODES.index(found) < MODES.index(wanted):
                 why = " (what is slow works)"
             elif wanted == "simulation" and found == "gym_only":
                 why = " (without a real environment there is nothing to play with in gym_only)"

@@ -9,7 +9,7 @@ from wm_lib.course.exercises import check, compare, tried, wrong
 
 
 def real_decisions(ledger: list[dict]) -> int:
-    """Decisions taken in the real world; an entry has `world` ("real" or "dream"), `games`, `decisions` of each."""
+    """Decisions in the real world of all games together."""
     return sum(entry["games"] * entry["decisions"] for entry in ledger if entry["world"] == "real")
 
 
@@ -31,9 +31,7 @@ def check_real_decisions(attempt: Callable) -> None:
     compare(tried(attempt, []), 0, {}, "an empty ledger")
 
 
-def play(
-    see: Callable, remember: Callable, choose: Callable, world: Callable, frame: Any, memory: Any, num_decisions: int
-) -> list:
+def play(see, remember, choose, world, frame, memory, num_decisions: int) -> list:
     """The actions that an agent takes, beginning with this frame and this memory.
 
     Args:
@@ -104,7 +102,7 @@ def _in_order(log: list[tuple], num_decisions: int) -> None:
         if memory == ("h", 0) and t:
             raise wrong("the memory is not kept: what M returns is the memory of the next decision")
         if memory != ("h", t):
-            raise wrong(f"C chooses action {t} with a memory that M updated {memory[1]} times, not {t}")
+            raise wrong(f"C chooses action {t} from the memory {memory!r}, and {('h', t)!r} is right")
     for t, (action,) in enumerate(asked["world"]):
         if action != f"a{t}":
             raise wrong(f"the world is given {action!r} where C chose 'a{t}'")
