@@ -187,9 +187,8 @@ for name, threshold in {"drawn": None, "only when M is certain": 1.0}.items():
 
 # %% [markdown]
 # **Explain.** M is never certain, so nobody dies any more: every dream lasts to its horizon. Where losing is what ends an episode, a
-# controller can learn nothing here about not losing, and where staying is paid, it is paid for nothing. If both lines are alike, M has
-# seen hardly any ends, and that is worth knowing, too. An *average* can be right while every single dream is wrong: draw what is
-# uncertain.
+# controller can learn nothing here about not losing, and where staying is paid, it is paid for nothing. If both lines are alike, M
+# expects hardly any ends, and that is worth knowing, too. Draw what is uncertain.
 
 # %% [markdown]
 # ## 6. Exercises

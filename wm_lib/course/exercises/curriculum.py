@@ -74,7 +74,11 @@ def check_next_try(attempt: Callable) -> None:
                     why = "a try that failed was no further round"
                 else:
                     why = "there are max_retries further rounds after the first"
-                raise wrong(f"{why}; {case} it says {found!r}, and {wanted!r} is right")
+                raise wrong(f"{why}; {case} it says {_shown(found)}, and {wanted!r} is right")
+
+
+def _shown(found: Any) -> str:
+    return repr(found) if isinstance(found, str) else f"something of type {type(found).__name__}"
 
 
 def _wanted(scores: Sequence[float | None], max_retries: int) -> str | None:
@@ -96,9 +100,9 @@ def check_read_events(attempt: Callable) -> None:
     lines = [json.dumps(record, ensure_ascii=False).encode() + b"\n" for record in records]
     _expect(attempt, b"".join(lines), records, "a whole journal")
     _expect(attempt, b"", [], "an empty file")
-    _expect(attempt, lines[0] + lines[1][:-1], records[:1], "a last line without its newline, which is not finished")
     for cut in range(1, len(lines[1]) - 1):
         _expect(attempt, lines[0] + lines[1][:cut], records[:1], "a last line that is cut short")
+    _expect(attempt, lines[0] + lines[1][:-1], records[:1], "a last line without its newline, which is not finished")
     _expect(attempt, lines[0] + b'{"ev\n' + lines[1], records, "a damaged line with good ones behind it")
 
 
@@ -137,4 +141,6 @@ def check_watch(attempt: Callable) -> None:
     for looks, timeout, silence, wanted, why in cases:
         found = tried(attempt, looks, timeout, silence)
         if not isinstance(found, str) or found != wanted:
-            raise wrong(f"{why}; timeout {timeout}, silence {silence}, looks {looks}: not {found!r} but {wanted!r}")
+            raise wrong(
+                f"{why}; timeout {timeout}, silence {silence}, looks {looks}: not {_shown(found)} but {wanted!r}"
+            )

@@ -44,7 +44,7 @@ def expected_length(end_probability: np.ndarray) -> float:
 @check
 def check_cheats(attempt: Callable) -> None:
     """With a dream that pays more than reality, so that returns of the two cannot be compared."""
-    asleep, awake = np.array([90.0, 70, 90, 40, 120]), np.array([10.0, -30, -25, -40, -20])
+    asleep, awake = np.array([90.0, 70, 90, 40, 120, 50]), np.array([0.0, -30, -25, -40, -20, 55])
     random_asleep, random_awake = 60.0, -20.0
     gains = asleep > random_asleep
     mistakes = {
