@@ -44,9 +44,15 @@ import shutil
 import numpy as np
 
 from wm_lib.control.agent import Agent
-from wm_lib.control.controller import num_params
-from wm_lib.control.evolution import train_evolution
+from wm_lib.control.controller import num_params as num_linear
+from wm_lib.control.evolution import play_once, train_evolution
 from wm_lib.course import plots
+from wm_lib.course.exercises.controller import (
+    check_advantages,
+    check_draw_action,
+    check_error_of_difference,
+    check_num_params,
+)
 from wm_lib.events import read_scalars
 from wm_lib.pipeline import Pipeline
 from wm_lib.worlds.envs import make_env
@@ -88,7 +94,7 @@ sizes = {
     "V": sum(p.numel() for p in world_model.vae.parameters()),
     "M": sum(p.numel() for p in world_model.mdn_rnn.parameters()),
     "C": sum(w.size + b.size for w, b in zip(controller.weights, controller.biases, strict=True)),
-    "a linear C": num_params(world_model.feature_dim, run.task.num_actions),
+    "a linear C": num_linear(world_model.feature_dim, run.task.num_actions),
 }
 print(f"C reads {world_model.feature_dim} features: {config.recent_z} times z ({world_model.z_dim}) and h ({world_model.mdn_rnn.rnn_size})")
 print(", ".join(f"{name}: {size}" for name, size in sizes.items()), "parameters")
@@ -159,6 +165,216 @@ plots.learning_curves(scalars, {f"return in {short.max_decisions} decisions": ["
 # **Explain.** The best of many noisy trials is mostly lucky. That is why what we keep is the *mean* of the final distribution, played
 # anew. A few generations prove nothing; the paper ran hundreds. Set `controller.type: original` in a configuration file to train
 # the whole stage that way.
+
+# %% [markdown]
+# ## 5. What goes wrong: keep the best
+# It is tempting to keep the candidate with the highest return. Here are several copies of *one* controller, the one that has just
+# evolved. Nothing sets them apart but the game that each of them meets. We keep "the best" and let all play once more.
+#
+# **Predict.** Does the champion of the first games lead in the second ones?
+
+# %%
+num_twins = 8
+
+
+def play_twins(first_seed: int) -> np.ndarray:
+    """Returns of copies of one controller, each in a game of its own."""
+    rngs = [np.random.default_rng([first_seed, i]) for i in range(num_twins)] if run.task.sampled else None
+    env = make_env(run.task, num_twins, first_seed)
+    try:
+        return play_once(env, Agent(world_model, evolved, num_twins, rngs), short.max_decisions)[0]
+    finally:
+        env.close()
+
+
+before, again = play_twins(seed), play_twins(seed + 1000)
+champion = before.argmax()
+print(f"first games:  {before.round(1)}, mean {before.mean():.1f}, the best earns {before[champion]:.1f}")
+print(f"second games: {again.round(1)}, mean {again.mean():.1f}, the same one earns {again[champion]:.1f}")
+
+# %% [markdown]
+# **Explain.** The champion was chosen for its luck, and luck does not come again; what its record promises is too much, and the more
+# candidates there are, the more so. If all returns are equal, these games are too short to tell anybody apart, which is no better.
+# Two remedies: let all candidates of a generation play the same games, and measure anew whatever was chosen.
+
+# %% [markdown]
+# ## 6. Exercises
+# Write the function in place of `return None`, run the cell and the one below it.
+
+# %% [markdown]
+# ### Exercise 5.1 · How small is C?
+# (5 minutes, easy)
+# The paper's C is *linear*: logits = x W + b, with a bias for every action. How many numbers does evolution have to find?
+# The paper's C for CarRacing reads 288 features, has three outputs, and 867 numbers.
+
+
+# %%
+def num_params(feature_dim: int, num_actions: int) -> int | None:
+    """Number of weights and biases of a linear controller."""
+    return None  # your code here
+
+
+# %%
+print(check_num_params(num_params))
+
+# %% [markdown]
+# <details><summary>Hint</summary>
+#
+# W has a row for each feature and a column for each action.
+#
+# </details>
+# <details><summary>Solution</summary>
+#
+# ```python
+# def num_params(feature_dim: int, num_actions: int) -> int:
+#     """Number of weights and biases of a linear controller."""
+#     return (feature_dim + 1) * num_actions
+# ```
+#
+# It is the library's own, `wm_lib.control.controller.num_params`.
+#
+# </details>
+
+# %% [markdown]
+# ### Exercise 5.2 · An action by chance
+# (10 minutes, medium)
+# Turn logits into an action with one uniform number: lay the probabilities end to end from 0 to 1, and see in whose
+# part the number falls. Logits may be large; your function must not overflow.
+
+
+# %%
+def draw_action(logits: np.ndarray, uniform: float) -> int | None:
+    """An action of the softmax of logits (num_actions,), from a uniform number in [0, 1)."""
+    return None  # your code here
+
+
+# %%
+print(check_draw_action(draw_action))
+
+# %% [markdown]
+# <details><summary>Hint</summary>
+#
+# A softmax does not change if the same number is taken off all logits. `np.cumsum` gives the bounds.
+#
+# </details>
+# <details><summary>Solution</summary>
+#
+# ```python
+# def draw_action(logits: np.ndarray, uniform: float) -> int:
+#     """An action of the softmax of logits (num_actions,), from a uniform number in [0, 1)."""
+#     weights = np.exp(logits - logits.max())
+#     bounds = np.cumsum(weights / weights.sum())
+#     return int((uniform >= bounds[:-1]).sum())
+# ```
+#
+# The library does it for a whole batch at once: `wm_lib.control.controller.choose`.
+#
+# </details>
+
+# %% [markdown]
+# ### Exercise 5.3 · Luck that is shared
+# (10 minutes, medium)
+# Two candidates have played the *same* episodes. How sure is the difference of their means? Say its standard error. A
+# hard episode is hard for both; that is why a generation shares its seeds.
+
+
+# %%
+def error_of_difference(a: np.ndarray, b: np.ndarray) -> float | None:
+    """Standard error of mean(a) - mean(b), returns (episodes,) of two candidates in the same episodes."""
+    return None  # your code here
+
+
+# %%
+print(check_error_of_difference(error_of_difference))
+
+# %% [markdown]
+# <details><summary>Hint</summary>
+#
+# Take the difference in every episode first. What is left is one sample, and its mean has a standard error.
+#
+# </details>
+# <details><summary>Solution</summary>
+#
+# ```python
+# def error_of_difference(a: np.ndarray, b: np.ndarray) -> float:
+#     """Standard error of mean(a) - mean(b), returns (episodes,) of two candidates in the same episodes."""
+#     return float((a - b).std(ddof=1) / np.sqrt(len(a)))
+# ```
+#
+# With seeds of their own, the variances of both would add up, the luck of the episodes included.
+#
+# </details>
+
+# %% [markdown]
+# ### Exercise 5.4 · Who deserves the reward?
+# (20 minutes, hard)
+# PPO wants to know how much better than expected an action was. *GAE* sums the surprises
+# δ_t = r_t + γ V_{t+1} − V_t that follow, each step further weighing γλ times as much. `done[t]` says that the episode ended with
+# `reward[t]`: what comes in the next row is another game.
+
+
+# %%
+def advantages(
+    reward: np.ndarray, value: np.ndarray, done: np.ndarray, last_value: float, gamma: float, lam: float
+) -> np.ndarray | None:
+    """Advantages (time,) by GAE; `done` is true where an episode ended, `last_value` belongs to what follows."""
+    return None  # your code here
+
+
+# %%
+print(check_advantages(advantages))
+
+# %% [markdown]
+# <details><summary>Hint</summary>
+#
+# Go from the last row to the first: A_t = δ_t + γλ A_{t+1}. Where done[t] is true, two things must not come back from t + 1.
+#
+# </details>
+# <details><summary>Solution</summary>
+#
+# ```python
+# def advantages(
+#     reward: np.ndarray, value: np.ndarray, done: np.ndarray, last_value: float, gamma: float, lam: float
+# ) -> np.ndarray:
+#     """Advantages (time,) by GAE; `done` is true where an episode ended, `last_value` belongs to what follows."""
+#     found, following = np.zeros(len(reward)), 0.0
+#     for t in reversed(range(len(reward))):
+#         next_value = value[t + 1] if t + 1 < len(value) else last_value
+#         delta = reward[t] + gamma * next_value * (1 - done[t]) - value[t]
+#         following = delta + gamma * lam * (1 - done[t]) * following
+#         found[t] = following
+#     return found
+# ```
+#
+# </details>
+
+# %% [markdown]
+# ## 7. Check yourself
+# 1. **Why may C be so small?**
+#    <details><summary>Answer</summary>
+#
+#    V and M have already made few and telling numbers of the frames and of the past.
+#    </details>
+# 2. **Why do all candidates of a generation play the same games?**
+#    <details><summary>Answer</summary>
+#
+#    So that the luck of the games falls out of the comparison; only the difference counts.
+#    </details>
+# 3. **Why does the next generation get new ones?**
+#    <details><summary>Answer</summary>
+#
+#    Otherwise evolution would learn these few games by heart.
+#    </details>
+# 4. **Why is the mean of the final distribution kept, and not the best candidate?**
+#    <details><summary>Answer</summary>
+#
+#    The best of many noisy trials is chosen for its luck, too. The mean is no single trial's winner, and is measured anew.
+#    </details>
+# 5. **What goes wrong if PPO forgets `done`?**
+#    <details><summary>Answer</summary>
+#
+#    Actions are praised or blamed for what happens in the next episode, which they had no part in.
+#    </details>
 
 # %% [markdown]
 # ## Summary

@@ -39,6 +39,8 @@ run_dir: str = "auto"  # folder of the run; auto is runs/BUDGET
 
 # %%
 import shutil
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
@@ -46,6 +48,7 @@ from wm_lib import examine
 from wm_lib.control.agent import RandomAgent
 from wm_lib.control.evolution import play_once, train_evolution
 from wm_lib.course import plots
+from wm_lib.course.exercises.dream import check_cheats, check_dream_return, check_expected_length, check_spearman
 from wm_lib.dreams import default_horizon, dream_against_reality, dreams_of
 from wm_lib.evaluation import agent_maker, evaluate, random_maker
 from wm_lib.events import read_scalars
@@ -168,6 +171,202 @@ for temperature, asleep in honest["dream"].items():
 # %%
 full = examine.shipped(run.task.name)
 print(examine.dream_table(full) if full else f"no full run of {run.task.name} is published yet; wm report --task {run.task.name} measures yours")
+
+# %% [markdown]
+# ## 5. What goes wrong: a dream without an end
+# M says how probable the end is after every decision. We draw it. It seems simpler to end a dream only when M is sure; here is what comes
+# of it, with random play in both kinds of dreams.
+#
+# **Predict.** Who lives longer, and does it pay?
+
+# %%
+for name, threshold in {"drawn": None, "only when M is certain": 1.0}.items():
+    env = dreams_of(run, num_dreams, horizon, 1.0, seed=seed, done_threshold=threshold)
+    paid, played = play_once(env, RandomAgent(run.task.num_actions, num_dreams), horizon)
+    print(f"the end {name}: {played / num_dreams:.1f} decisions a dream, at most {horizon}; paid {paid.mean():.1f}")
+
+# %% [markdown]
+# **Explain.** M is never certain, so nobody dies any more: every dream lasts to its horizon. Where losing is what ends an episode, a
+# controller can learn nothing here about not losing, and where staying is paid, it is paid for nothing. If both lines are alike, M
+# expects hardly any ends, and that is worth knowing, too. Draw what is uncertain.
+
+# %% [markdown]
+# ## 6. Exercises
+# Write the function in place of `return None`, run the cell and the one below it.
+
+# %% [markdown]
+# ### Exercise 6.1 · Who cheats?
+# (5 minutes, easy)
+# Some controllers have played asleep and awake. Mark those that are better than random play in the dream and not in reality:
+# they have found a flaw of M.
+
+
+# %%
+def cheats(asleep: np.ndarray, awake: np.ndarray, random_asleep: float, random_awake: float) -> np.ndarray | None:
+    """Which controllers, bool (num,), are better than random play in the dream and not in reality."""
+    return None  # your code here
+
+
+# %%
+print(check_cheats(cheats))
+
+# %% [markdown]
+# <details><summary>Hint</summary>
+#
+# A dream pays by its own rules. What can a return in it be compared with?
+#
+# </details>
+# <details><summary>Solution</summary>
+#
+# ```python
+# def cheats(asleep: np.ndarray, awake: np.ndarray, random_asleep: float, random_awake: float) -> np.ndarray:
+#     """Which controllers, bool (num,), are better than random play in the dream and not in reality."""
+#     return (asleep > random_asleep) & (awake <= random_awake)
+# ```
+#
+# </details>
+
+# %% [markdown]
+# ### Exercise 6.2 · A dream, step by step
+# (10 minutes, medium)
+# Play one dream and sum what it pays. `act(z, h)` chooses an action. `imagine(z, action, h)` says what comes of it: the next z,
+# the reward, whether the dream has ended, and the next h.
+
+
+# %%
+def dream_return(z: Any, h: Any, act: Callable, imagine: Callable, horizon: int) -> float | None:
+    """What a dream pays from z and h on, until it ends or has had `horizon` decisions."""
+    return None  # your code here
+
+
+# %%
+print(check_dream_return(dream_return))
+
+# %% [markdown]
+# <details><summary>Hint</summary>
+#
+# C sees z and h *before* the action; M takes them with the action. The reward of the last decision counts.
+#
+# </details>
+# <details><summary>Solution</summary>
+#
+# ```python
+# def dream_return(z: Any, h: Any, act: Callable, imagine: Callable, horizon: int) -> float:
+#     """What a dream pays from z and h on, until it ends or has had `horizon` decisions."""
+#     total = 0.0
+#     for _ in range(horizon):
+#         z, reward, done, h = imagine(z, act(z, h), h)
+#         total += reward
+#         if done:
+#             break
+#     return total
+# ```
+#
+# `wm_lib.worlds.dreaming.Dreams` does it for many dreams at once.
+#
+# </details>
+
+# %% [markdown]
+# ### Exercise 6.3 · How long does a dream last?
+# (15 minutes, medium)
+# After decision t a dream ends with probability `end_probability[t]`, and after the last one it is cut off. How many decisions
+# does it have on average? (With four times 0.4, and a threshold of 0.5 in place of drawing, it would always have four.)
+
+
+# %%
+def expected_length(end_probability: np.ndarray) -> float | None:
+    """Decisions that a dream lasts on average; it ends after decision t with probability end_probability[t]."""
+    return None  # your code here
+
+
+# %%
+print(check_expected_length(expected_length))
+
+# %% [markdown]
+# <details><summary>Hint</summary>
+#
+# A decision t is made if none before it ended the dream. Add up these probabilities.
+#
+# </details>
+# <details><summary>Solution</summary>
+#
+# ```python
+# def expected_length(end_probability: np.ndarray) -> float:
+#     """Decisions that a dream lasts on average; it ends after decision t with probability end_probability[t]."""
+#     still_there = np.cumprod(1 - end_probability)
+#     return float(1 + still_there[:-1].sum())
+# ```
+#
+# </details>
+
+# %% [markdown]
+# ### Exercise 6.4 · Two rankings
+# (15 minutes, hard)
+# Does the dream know better from worse? Spearman's rank correlation is Pearson's (`np.corrcoef`), taken of the ranks, 1 for the
+# smallest. Equal values share the mean of their ranks. NumPy only; where all of one are equal, `None` is the answer.
+
+
+# %%
+def spearman(a: np.ndarray, b: np.ndarray) -> float | None:
+    """Spearman's rank correlation of a and b, each (n,); equal values share a rank. None if all of one are equal."""
+    return None  # your code here
+
+
+# %%
+print(check_spearman(spearman))
+
+# %% [markdown]
+# <details><summary>Hint</summary>
+#
+# `np.unique` with `return_inverse` and `return_counts` sorts the values into groups. The last
+# rank of a group is the running sum of the counts.
+#
+# </details>
+# <details><summary>Solution</summary>
+#
+# ```python
+# def spearman(a: np.ndarray, b: np.ndarray) -> float | None:
+#     """Spearman's rank correlation of a and b, each (n,); equal values share a rank. None if all of one are equal."""
+#
+#     def ranks(values: np.ndarray) -> np.ndarray:
+#         _, place, counts = np.unique(values, return_inverse=True, return_counts=True)
+#         return (np.cumsum(counts) - (counts - 1) / 2)[place]
+#
+#     a, b = ranks(a), ranks(b)
+#     return None if not a.std() or not b.std() else float(np.corrcoef(a, b)[0, 1])
+# ```
+#
+# It is the library's own, `wm_lib.dreams.spearman`.
+#
+# </details>
+
+# %% [markdown]
+# ## 7. Check yourself
+# 1. **What does a dream need of the real world?**
+#    <details><summary>Answer</summary>
+#
+#    A z from which it starts, and what V and M have learned before. From then on nothing.
+#    </details>
+# 2. **Why does C get h, and not z alone?**
+#    <details><summary>Answer</summary>
+#
+#    z is one moment. h holds what came before and so what is to be expected: directions, speeds.
+#    </details>
+# 3. **A return rises asleep and falls awake. What has C learned?**
+#    <details><summary>Answer</summary>
+#
+#    To use a flaw of M, which reality does not have.
+#    </details>
+# 4. **Why may a higher temperature help?**
+#    <details><summary>Answer</summary>
+#
+#    A flaw that works only in one precise future is no use when futures are drawn more widely.
+#    </details>
+# 5. **Why is a rank correlation asked for, when the dream's returns are wrong anyway?**
+#    <details><summary>Answer</summary>
+#
+#    Evolution only chooses among candidates. If the order is right, it chooses the same parents.
+#    </details>
 
 # %% [markdown]
 # ## Summary

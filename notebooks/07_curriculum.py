@@ -40,12 +40,13 @@ run_dir: str = "auto"  # folder of the run; auto is runs/BUDGET
 # `task` does not matter in this notebook: it goes through all of them, in the order of `curriculum.stages`.
 
 # %%
+import json  # noqa: F401  (for exercise 7.2)
 import shutil
 import sys
 
 from wm_lib.course import plots
 from wm_lib.course.board import describe, look
-from wm_lib.course.checks import check_next_try
+from wm_lib.course.exercises.curriculum import check_next_try, check_read_events, check_watch
 from wm_lib.course.session import Session
 from wm_lib.curriculum import Curriculum
 from wm_lib.curriculum import run as run_curriculum
@@ -181,19 +182,25 @@ for row in trouble["stages"]:
 # a *simulated* world is shown without a target: it is no Pong, and no claim about Pong.
 
 # %% [markdown]
-# ## 5. Your turn
-# **Decide what comes next** (10 minutes, easy). Given what was tried for one task, a list of results with `score` (a number, or `None`
-# where the try failed), say what follows: `"reached"`, `"again"` for a further round, or `"not_reached"`. There may be `max_retries`
-# further rounds after the first; here no two tries in a row fail, so that a failure is always worth another go.
+# ## 5. Exercises
+# Write the function in place of `return None`, run the cell and the one below it.
+
+# %% [markdown]
+# ### Exercise 7.1 · What comes next?
+# (10 minutes, easy)
+# Given what was tried for one task, a list of results with `score` (a number, or `None` where the try failed), say what follows:
+# `"reached"`, `"again"` for a further round, or `"not_reached"`. There may be `max_retries` further rounds after the first; here no two
+# tries in a row fail, so that a failure is always worth another go.
 
 
 # %%
-def my_next_try(results: list[dict], target: float, max_retries: int) -> str | None:
+def next_try(results: list[dict], target: float, max_retries: int) -> str | None:
     """What follows from the results of one task, at least one of them."""
     return None  # your code here
 
 
-print(check_next_try(my_next_try))
+# %%
+print(check_next_try(next_try))
 
 # %% [markdown]
 # <details><summary>Hint</summary>
@@ -204,7 +211,8 @@ print(check_next_try(my_next_try))
 # <details><summary>Solution</summary>
 #
 # ```python
-# def my_next_try(results, target, max_retries):
+# def next_try(results: list[dict], target: float, max_retries: int) -> str:
+#     """What follows from the results of one task, at least one of them."""
 #     last = results[-1]["score"]
 #     if last is None:
 #         return "again"
@@ -217,6 +225,122 @@ print(check_next_try(my_next_try))
 # The library's own is `wm_lib.curriculum.next_try`, which also knows modes and hopeless failures.
 #
 # </details>
+
+# %% [markdown]
+# ### Exercise 7.2 · A line cut short
+# (10 minutes, medium)
+# The power failed while a line was written. Read what is whole: a line is finished when its newline is there. A damaged line may
+# also stand in the middle; leave it out and go on. `data` is the file's bytes.
+
+
+# %%
+def read_events(data: bytes) -> list[dict] | None:
+    """The records of a journal of JSON lines that may have been cut short while it was written."""
+    return None  # your code here
+
+
+# %%
+print(check_read_events(read_events))
+
+# %% [markdown]
+# <details><summary>Hint</summary>
+#
+# What does `split` leave behind the last newline? And `json.loads` raises a `ValueError` for what is no JSON.
+#
+# </details>
+# <details><summary>Solution</summary>
+#
+# ```python
+# def read_events(data: bytes) -> list[dict]:
+#     """The records of a journal of JSON lines that may have been cut short while it was written."""
+#     records = []
+#     for line in data.split(b"\n")[:-1]:
+#         try:
+#             records.append(json.loads(line))
+#         except ValueError:
+#             continue
+#     return records
+# ```
+#
+# The library's own, which reads a file, is `wm_lib.journal.read_journal`.
+#
+# </details>
+
+# %% [markdown]
+# ### Exercise 7.3 · When to give up
+# (20 minutes, hard)
+# A watchdog looks at a process again and again, and notes the seconds since its last look, the bytes that the process has
+# written so far, and whether it was held in the meantime. Say `"timeout"`
+# if it has taken more than `timeout` seconds, `"silence"` if it has written
+# nothing for more than `silence` seconds, whichever comes first, and otherwise `"fine"`. Time that it is held does not count.
+
+
+# %%
+def watch(looks: list[tuple[float, int, bool]], timeout: float, silence: float) -> str | None:
+    """What a watchdog says after looks at a process: (seconds since the last look, bytes written so far, held)."""
+    return None  # your code here
+
+
+# %%
+print(check_watch(watch))
+
+# %% [markdown]
+# <details><summary>Hint</summary>
+#
+# Keep a clock of your own that stands still while the process is held, and remember what it said at the last new byte.
+#
+# </details>
+# <details><summary>Solution</summary>
+#
+# ```python
+# def watch(looks: list[tuple[float, int, bool]], timeout: float, silence: float) -> str:
+#     """What a watchdog says after looks at a process: (seconds since the last look, bytes written so far, held)."""
+#     spent = heard = 0.0
+#     size = 0
+#     for passed, written, held in looks:
+#         if held:
+#             continue
+#         spent += passed
+#         if written != size:
+#             heard, size = spent, written
+#         if spent > timeout:
+#             return "timeout"
+#         if spent - heard > silence:
+#             return "silence"
+#     return "fine"
+# ```
+#
+# In the library it is `_watch` in `wm_lib.attempts`.
+#
+# </details>
+
+# %% [markdown]
+# ## 6. Check yourself
+# 1. **Why does each task have a process of its own?**
+#    <details><summary>Answer</summary>
+#
+#    What kills or hangs it, and the memory it holds, end with it; the curriculum lives on.
+#    </details>
+# 2. **Why is a line on the disk before the next step is taken?**
+#    <details><summary>Answer</summary>
+#
+#    Otherwise a crash would take with it the knowledge of what was done.
+#    </details>
+# 3. **Why is a failed try repeated once and no more in the same mode?**
+#    <details><summary>Answer</summary>
+#
+#    Bad luck passes; what fails twice alike will most likely fail again, and costs the time of other tasks.
+#    </details>
+# 4. **Two intervals overlap. Is the agent no better than random play?**
+#    <details><summary>Answer</summary>
+#
+#    That does not follow: so few episodes cannot tell. More episodes can.
+#    </details>
+# 5. **Why is a score from a simulated world shown without a target?**
+#    <details><summary>Answer</summary>
+#
+#    The target belongs to the real game, and the simulated one is another game.
+#    </details>
 
 # %% [markdown]
 # ## Summary

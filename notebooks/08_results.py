@@ -38,13 +38,22 @@ run_dir: str = "auto"  # folder of the run; auto is runs/BUDGET
 # ## Setup
 
 # %%
+from typing import Any
+
 import numpy as np
 
 from wm_lib import efficiency
 from wm_lib.compare import find_result
 from wm_lib.control.agent import Agent
 from wm_lib.course import plots
+from wm_lib.course.exercises.results import (
+    check_distinct_starts,
+    check_honest_score,
+    check_interval,
+    check_real_decisions,
+)
 from wm_lib.errors import StageError
+from wm_lib.evaluation import t_quantile  # noqa: F401  (for exercise 8.2)
 from wm_lib.folders import project_root
 from wm_lib.pipeline import Pipeline
 from wm_lib.report import find_manifests, results_table
@@ -160,6 +169,190 @@ efficiency.figure(comparison, others) if comparison else None
 # seeds make a coarse one. Against CPU hours the picture may look different: V and M cost computing time, and where the world is a
 # cheap simulator a decision costs next to nothing. A world model pays when decisions are what is dear. Rows and lines marked
 # *published* are what others report, under protocols that differ in details; `assets/manifests/compare/published.json` names the sources.
+
+# %% [markdown]
+# ## 5. What goes wrong: a record that is none
+# Here is how to fool oneself with honest numbers. Take the returns of *random play* that a manifest holds, and make of them twenty imaginary
+# agents, five episodes each. None of them has learned anything. Publish the best.
+#
+# **Predict.** Will the champion's score lie above random play's mean, or around it?
+
+# %%
+rng = np.random.default_rng(seed)
+for m in own or manifests["shipped"]:
+    luck = np.array(m["random_score"]["returns"])
+    agents = rng.choice(luck, size=(20, 5)).mean(axis=1)
+    print(f"{m['task']:>12}: random play {luck.mean():.1f} on average; the best of twenty such agents {agents.max():.1f}")
+
+# %% [markdown]
+# **Explain.** The champion looks better than random play, and is random play. The fewer episodes and the more candidates, the greater the
+# record. The same happens to whoever tries settings, seeds or checkpoints and reports the best of them with the numbers that chose it. So
+# choose with some seeds, and measure with others that had no say. (If random play always earns the same, there is no luck to choose from.)
+
+# %% [markdown]
+# ## 6. Exercises
+# Write the function in place of `return None`, run the cell and the one below it.
+
+# %% [markdown]
+# ### Exercise 8.1 · A hundred seeds, how many starts?
+# (10 minutes, easy)
+# An Atari game here begins with a number of idle frames that the seed draws, so that there are few starts. How many different ones
+# do `num_seeds` seeds meet on average, if all `num_starts` are equally likely?
+
+
+# %%
+def distinct_starts(num_starts: int, num_seeds: int) -> float | None:
+    """How many different starts so many seeds meet on average, if all starts are equally likely."""
+    return None  # your code here
+
+
+# %%
+print(check_distinct_starts(distinct_starts))
+
+# %% [markdown]
+# <details><summary>Hint</summary>
+#
+# How probable is it that one given start is missed by one seed? And by all of them?
+#
+# </details>
+# <details><summary>Solution</summary>
+#
+# ```python
+# def distinct_starts(num_starts: int, num_seeds: int) -> float:
+#     """How many different starts so many seeds meet on average, if all starts are equally likely."""
+#     return num_starts * (1 - (1 - 1 / num_starts) ** num_seeds)
+# ```
+#
+# </details>
+
+# %% [markdown]
+# ### Exercise 8.2 · How sure is a mean?
+# (10 minutes, medium)
+# The 95 % interval of a mean return: mean ± t · s / √n, where s is the standard deviation of the sample (`ddof=1`) and t is Student's
+# quantile for n − 1 degrees of freedom. `t_quantile(p, df)` has 100 p % of the distribution below it.
+
+
+# %%
+def interval(returns: np.ndarray) -> tuple[float, float] | None:
+    """The 95 % interval (low, high) of the mean of returns (episodes,), by Student's t."""
+    return None  # your code here
+
+
+# %%
+print(check_interval(interval))
+
+# %% [markdown]
+# <details><summary>Hint</summary>
+#
+# 95 % in the middle leave 2.5 % on each side.
+#
+# </details>
+# <details><summary>Solution</summary>
+#
+# ```python
+# def interval(returns: np.ndarray) -> tuple[float, float]:
+#     """The 95 % interval (low, high) of the mean of returns (episodes,), by Student's t."""
+#     half = t_quantile(0.975, len(returns) - 1) * np.std(returns, ddof=1) / np.sqrt(len(returns))
+#     return float(np.mean(returns) - half), float(np.mean(returns) + half)
+# ```
+#
+# The library's own is part of `wm_lib.evaluation.summarise`.
+#
+# </details>
+
+# %% [markdown]
+# ### Exercise 8.3 · What did it cost?
+# (10 minutes, medium)
+# Count the decisions that learning cost in the real environment. Each part has a `stage` (`collect`, `controller` or `evaluate`), a
+# `world` (`real` or `dream`), and a `count` in a `unit`: `decisions`, or `frames`, of which each decision holds for `action_repeat`.
+
+
+# %%
+def real_decisions(parts: list[dict[str, Any]], action_repeat: int) -> int | None:
+    """Decisions in the real environment; a part has `stage`, `world`, `unit` (decisions or frames) and `count`."""
+    return None  # your code here
+
+
+# %%
+print(check_real_decisions(real_decisions))
+
+# %% [markdown]
+# <details><summary>Hint</summary>
+#
+# What V and M learned from belongs to the cost. What was dreamt does not, nor the measuring, which teaches nothing.
+#
+# </details>
+# <details><summary>Solution</summary>
+#
+# ```python
+# def real_decisions(parts: list[dict[str, Any]], action_repeat: int) -> int:
+#     """Decisions in the real environment; a part has `stage`, `world`, `unit` (decisions or frames) and `count`."""
+#     real = [part for part in parts if part["world"] == "real" and part["stage"] != "evaluate"]
+#     return sum(part["count"] // (action_repeat if part["unit"] == "frames" else 1) for part in real)
+# ```
+#
+# </details>
+
+# %% [markdown]
+# ### Exercise 8.4 · An honest choice
+# (10 minutes, medium)
+# Several agents have played two sets of episodes. Choose the agent with the best mean in the first set, `choosing`, and say what you
+# may report of it.
+
+
+# %%
+def honest_score(choosing: np.ndarray, measuring: np.ndarray) -> float | None:
+    """What to report: returns (agents, episodes) for choosing the best agent, and others for measuring it."""
+    return None  # your code here
+
+
+# %%
+print(check_honest_score(honest_score))
+
+# %% [markdown]
+# <details><summary>Hint</summary>
+#
+# Whatever chose the agent is too good to be reported.
+#
+# </details>
+# <details><summary>Solution</summary>
+#
+# ```python
+# def honest_score(choosing: np.ndarray, measuring: np.ndarray) -> float:
+#     """What to report: returns (agents, episodes) for choosing the best agent, and others for measuring it."""
+#     best = choosing.mean(axis=1).argmax()
+#     return float(measuring[best].mean())
+# ```
+#
+# </details>
+
+# %% [markdown]
+# ## 7. Check yourself
+# 1. **What does a 95 % interval promise?**
+#    <details><summary>Answer</summary>
+#
+#    Were all of it repeated many times, 95 in 100 such intervals would hold the true mean. Of this one alone it says nothing more.
+#    </details>
+# 2. **Does the interval also cover other trainings?**
+#    <details><summary>Answer</summary>
+#
+#    No. It is about the episodes of one agent; another seed of training makes another agent.
+#    </details>
+# 3. **Why is the number of different returns written down?**
+#    <details><summary>Answer</summary>
+#
+#    Few of them betray an agent that plays the same few games again and again; then the episodes are no independent evidence.
+#    </details>
+# 4. **Why do the data of V and M count as cost?**
+#    <details><summary>Answer</summary>
+#
+#    They are decisions in the real environment like any other. Without them the agent could not have learned so fast.
+#    </details>
+# 5. **Twenty settings were tried and the best is reported, with its interval. What is wrong?**
+#    <details><summary>Answer</summary>
+#
+#    The interval knows nothing of the choice. The best was chosen for its luck, too: measure it anew, with other seeds.
+#    </details>
 
 # %% [markdown]
 # ## Summary

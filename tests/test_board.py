@@ -11,7 +11,6 @@ from test_curriculum import Behaviour, child_of, fake
 from wm_lib import checkpoints
 from wm_lib.course import board, session
 from wm_lib.course.board import describe, draw, look, save, text, to_png
-from wm_lib.course.checks import check_next_try
 from wm_lib.course.session import Session
 from wm_lib.curriculum import Curriculum, run
 from wm_lib.errors import StageError
@@ -226,32 +225,3 @@ def test_the_pictures_are_made_anew_only_for_another_world_model(plan, monkeypat
     checkpoints.write_json(plan.run_dir / "pong" / "round-2" / "collect" / "stage.json", {})
     beside.picture()
     assert made == [1, 2]
-
-
-# --- The exercise of the notebook
-
-
-def solution(results, target, max_retries):
-    last = results[-1]["score"]
-    if last is None:
-        return "again"
-    if last >= target:
-        return "reached"
-    measured = sum(result["score"] is not None for result in results)
-    return "again" if measured <= max_retries else "not_reached"
-
-
-def counts_failures(results, target, max_retries):
-    if results[-1]["score"] is None:
-        return "again"
-    if results[-1]["score"] >= target:
-        return "reached"
-    return "again" if len(results) <= max_retries else "not_reached"
-
-
-def test_the_check_knows_right_from_wrong():
-    assert check_next_try(solution).startswith("✓")
-    assert check_next_try(lambda results, target, max_retries: None) == "Not attempted yet."
-    assert check_next_try(counts_failures).startswith("Not yet: for the scores [None, 9.0] with target 10")
-    assert "'again'" in check_next_try(lambda *arguments: "reached" if arguments[0][-1]["score"] else "not_reached")
-    assert "It raised TypeError" in check_next_try(lambda results, target, n: results[-1]["score"] > target)
