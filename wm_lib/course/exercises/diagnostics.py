@@ -91,7 +91,7 @@ def check_choose_mode(attempt: Callable) -> None:
             if isinstance(found, str) and found == wanted:
                 continue
             if not isinstance(found, str) or found not in MODES:
-                raise wrong(f"it says {found!r}; the modes are {', '.join(MODES)}")
+                raise wrong(f"it says {' '.join(repr(found).split())}; the modes are {', '.join(MODES)}")
             case = ", ".join(f"{name} {each}" for name, each in status.items() if each != "ok") or "all is ok"
             why = ""
             if "slow" in status.values() and MODES.index(found) < MODES.index(wanted):
