@@ -54,7 +54,7 @@ def tried(attempt: Callable, *args: Any) -> Any:
 
 def wrong(why: str) -> Verdict:
     """To be raised: `why` begins with a small letter and has no full stop."""
-    return Verdict(f"Not yet: {why}.")
+    return Verdict(f"Not yet: {' '.join(why.split())}.")  # an array has lines, a verdict is one
 
 
 def compare(found: Any, wanted: Any, mistakes: Mapping[str, Any], case: str = "one of the cases") -> None:
