@@ -41,7 +41,7 @@ def exercises(name):
 EXERCISES = [(name, number, cells) for name in MODULES for number, cells in exercises(name).items()]
 
 
-@pytest.mark.parametrize(("name", "count"), zip(MODULES, (4, 4, 3, 4), strict=True))
+@pytest.mark.parametrize(("name", "count"), list(zip(MODULES, (4, 4, 3, 4), strict=True)))
 def test_each_notebook_has_its_exercises_in_order(name, count):
     assert list(exercises(name)) == [f"{int(name[:2])}.{i + 1}" for i in range(count)]
     order = [re.search(r"minutes, (\w+)", cells[0].source)[1] for cells in exercises(name).values()]
@@ -256,7 +256,7 @@ def test_whatever_comes_back_a_check_says_something(module, name, nonsense):
 
 def test_every_exercise_has_a_mistake_with_a_name():
     functions = {ast.parse(cells[1].source).body[-1].name for _, _, cells in EXERCISES}
-    assert {name for _, name, _ in BUGS} == functions
+    assert {bug[1] for bug in BUGS} == functions
     assert importlib.import_module("wm_lib.dreams").spearman is dream.spearman
 
 

@@ -116,9 +116,12 @@ def check_real_decisions(attempt: Callable) -> None:
 
 @check
 def check_honest_score(attempt: Callable) -> None:
-    """With agents that are equally good, where the best is the luckiest."""
+    """With another agent at the top of each set, and of the single episodes."""
     rng = np.random.default_rng(6)
     choosing, measuring = rng.normal(size=(8, 5)), rng.normal(size=(8, 6))
+    choosing[2] += 3  # the best mean
+    choosing[4, 0] += 6  # the best episode
+    measuring[5] += 3  # the best in the other set
     chosen, measured = choosing.mean(1), measuring.mean(1)
     mistakes = {
         "that is the return that won: it was chosen because it is high, and will not come again": chosen.max(),
