@@ -85,7 +85,7 @@ def _vae_encode(task: Task, config: Config, seed: int, stack: ExitStack) -> Pair
     from wm_lib.models import training, vae
 
     precision, data = _prepare(seed), _noise(config, seed, stack)
-    net, plain = vae.VAE(config.vae.z_dim), yardsticks.vae(config.vae.z_dim)
+    net, plain = vae.VAE(config.vae.z_dim, fovea=config.vae.fovea > 0), yardsticks.vae(config.vae.z_dim)
     batches = cycle(np.split(np.arange(data.num_frames), range(ENCODE_BATCH, data.num_frames, ENCODE_BATCH)))
 
     @torch.inference_mode()
@@ -112,7 +112,7 @@ def _vae_train(task: Task, config: Config, seed: int, stack: ExitStack) -> Pair:
 
     precision, data = _prepare(seed), _noise(config, seed, stack)
     settings, rng = config.vae, np.random.default_rng(seed)
-    net, plain = vae.VAE(settings.z_dim), yardsticks.vae(settings.z_dim)
+    net, plain = vae.VAE(settings.z_dim, fovea=settings.fovea > 0), yardsticks.vae(settings.z_dim)
     adam = torch.optim.Adam(net.parameters(), lr=LEARNING_RATE, fused=True)
     plain_adam = torch.optim.Adam(plain.parameters(), lr=LEARNING_RATE)
     scenery, episode = torch.from_numpy(vae.episode_scenery(data, rng)), data.episode.ravel()
@@ -128,7 +128,7 @@ def _vae_train(task: Task, config: Config, seed: int, stack: ExitStack) -> Pair:
         loading.append(time.perf_counter() - start)
         weights = vae.foreground_weights(frames, backdrop, settings.foreground_weight) if settings.centred else None
         with training.fast_autocast():
-            loss, _ = vae.vae_loss(net, frames, weights, settings.beta, settings.slowness)
+            loss, _ = vae.vae_loss(net, frames, weights, settings.beta, settings.slowness, settings.fovea)
         _descend(loss, adam, 100.0)
         whole.append(time.perf_counter() - start)
         return len(index)

@@ -73,6 +73,7 @@ class VAEConfig(_Section):
         centred: Whether the background is taken away before encoding.
         foreground_weight: Weight in the loss of pixels that differ from the background; 1 = like all others.
         slowness: Weight in the loss of how far z moves from a frame to the next.
+        fovea: Weight in the loss of the window around the foreground, drawn once more; 0: V has no fovea.
     """
 
     z_dim: int = Field(32, ge=1, le=1024)
@@ -83,6 +84,7 @@ class VAEConfig(_Section):
     centred: bool = True
     foreground_weight: float = Field(30.0, ge=1, le=10_000)
     slowness: float = Field(0.1, ge=0, le=1000)
+    fovea: float = Field(0.0, ge=0, le=10_000)
 
 
 class MDNRNNConfig(_Section):

@@ -8,6 +8,11 @@ median of their own episode, and those around them. A third change makes z easy 
 should have nearby z (*slowness*, after Wiskott & Sejnowski, 2002). Without it the ball is in z, but folded up: a
 network reads its place, a line through z does not, and C learns far more slowly. `centred=False` is the plain VAE, with
 none of the three, kept as the negative example of notebook 03.
+
+Where one small thing and its attitude are all that matters, the ship of LunarLander, V also gets a *fovea*: it draws,
+from the same z, the window around the foreground once more, always in the middle. A picture in which nothing shifts
+is easy to draw, so what is learnt there is how the thing looks, and the attitude is in z long before the decoder of the
+whole frame could have asked for it.
 """
 
 from __future__ import annotations
@@ -17,7 +22,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import max_pool2d
+from torch.nn.functional import affine_grid, grid_sample, max_pool2d
 
 from wm_lib import checkpoints
 from wm_lib.config import VAEConfig
@@ -29,6 +34,7 @@ from wm_lib.rollouts import Rollouts
 CONTRAST = 4.0  # differences from the background are small numbers; this brings them to the scale of 1
 FOREGROUND_THRESHOLD = 25  # of 255
 FOREGROUND_MARGIN = 3  # pixels around what differs that count as foreground too
+FOVEA = 16  # pixels, the side of its window
 WARM_UP = 0.2  # share of the updates over which beta grows from 0
 
 
@@ -67,9 +73,11 @@ class VAE(nn.Module):
     Args:
         z_dim: Size of the latent vector.
         background: float32 (64, 64, 3) in [0, 1], what the frame is compared with; zeros if None.
+        fovea: With a fovea: `look` draws what it shows, and the encoder has a second path, *what* beside where: its
+            features' maxima over the frame, which tell how a thing looks wherever it is.
     """
 
-    def __init__(self, z_dim: int = 32, background: np.ndarray | None = None) -> None:
+    def __init__(self, z_dim: int = 32, background: np.ndarray | None = None, fovea: bool = False) -> None:
         super().__init__()
         self.z_dim = z_dim
         self.encoder = nn.Sequential(
@@ -84,10 +92,24 @@ class VAE(nn.Module):
             nn.Conv2d(64, 64 * 4, 3, padding=1), nn.PixelShuffle(2), nn.ReLU(),
             nn.Conv2d(64, 48, 3, padding=1),
         )  # fmt: skip
+        if fovea:
+            self.what = nn.Sequential(
+                nn.Conv2d(64, 64, 3, padding=1), nn.AdaptiveMaxPool2d(1), nn.Flatten(), nn.ReLU(),
+                nn.Linear(64, 128), nn.ReLU(), nn.Linear(128, 2 * z_dim),
+            )  # fmt: skip
+            self.look = nn.Sequential(
+                nn.Linear(z_dim, 256), nn.ReLU(), nn.Linear(256, 256), nn.ReLU(), nn.Linear(256, 3 * FOVEA * FOVEA),
+                nn.Unflatten(1, (3, FOVEA, FOVEA)),
+            )  # fmt: skip
         if background is None:
             background = np.zeros((64, 64, 3), np.float32)
         self.register_buffer("background", torch.tensor(background, dtype=torch.float32))
         self.to(memory_format=torch.channels_last)
+
+    @property
+    def has_fovea(self) -> bool:
+        """Whether it was made with one."""
+        return hasattr(self, "look")
 
     def centre(self, frames: Tensor | np.ndarray) -> Tensor:
         """Difference of frames uint8 (batch, 64, 64, 3) from the background, in patches (batch, 48, 16, 16)."""
@@ -96,7 +118,11 @@ class VAE(nn.Module):
 
     def posterior(self, centred: Tensor) -> tuple[Tensor, Tensor]:
         """q(z | frame): `mu` and `log_sigma`, each (batch, z_dim), from what `centre` makes."""
-        mu, log_sigma = self.encoder(centred).float().chunk(2, dim=1)
+        features = self.encoder[:2](centred)
+        out = self.encoder[2:](features)
+        if self.has_fovea:
+            out = out + self.what(features)
+        mu, log_sigma = out.float().chunk(2, dim=1)
         return mu, log_sigma.clamp(-7, 3)
 
     def encode(self, frames: Tensor | np.ndarray) -> tuple[Tensor, Tensor]:
@@ -136,8 +162,34 @@ def foreground_weights(frames: Tensor, scenery: Tensor, weight: float) -> Tensor
     return weights / weights.mean((1, 2, 3), keepdim=True)
 
 
+def fovea_window(pictures: Tensor, weights: Tensor) -> Tensor:
+    """The window of `FOVEA` pixels around the foreground's centre of mass, to a fraction of a pixel.
+
+    Args:
+        pictures: float32 (batch, 64, 64, 3).
+        weights: What `foreground_weights` made of the same frames, (batch, 64, 64, 1).
+
+    Returns:
+        float32 (batch, 3, FOVEA, FOVEA), 0 outside of the picture; around the middle where there is no foreground.
+    """
+    mass = weights[..., 0] - weights.amin((1, 2, 3))[:, None, None]
+    mass = mass / mass.sum((1, 2), keepdim=True).clamp(min=1e-6)
+    place = (torch.arange(64) + 0.5) / 32 - 1  # of a pixel's centre, as `grid_sample` counts: -1 to 1
+    windows = torch.zeros(len(mass), 2, 3)
+    windows[:, 0, 0] = windows[:, 1, 1] = FOVEA / 64
+    windows[:, 0, 2] = (mass.sum(1) * place).sum(1)
+    windows[:, 1, 2] = (mass.sum(2) * place).sum(1)
+    grid = affine_grid(windows, [len(mass), 3, FOVEA, FOVEA], align_corners=False)
+    return grid_sample(pictures.permute(0, 3, 1, 2), grid, align_corners=False)
+
+
 def vae_loss(
-    vae: VAE, frames: Tensor | np.ndarray, weights: Tensor | None, beta: float, slowness: float = 0.0
+    vae: VAE,
+    frames: Tensor | np.ndarray,
+    weights: Tensor | None,
+    beta: float,
+    slowness: float = 0.0,
+    fovea: float = 0.0,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Negative evidence lower bound with weighted squared error: error + beta * KL, summed over pixels and latents.
 
@@ -147,9 +199,10 @@ def vae_loss(
         beta: Weight of the KL term (Higgins et al., 2017).
         slowness: Weight of the squared distance between the `mu` of frames that follow each other; unless it is 0,
             the second half of the batch must be the frames that come after those of the first.
+        fovea: Weight of the squared error in the fovea's window; unless it is 0, V must have a fovea.
 
     Returns:
-        The loss per frame, and its parts `error`, `kl` and, with slowness, `change` per frame or pair.
+        The loss per frame, and its parts `error`, `kl` and, with slowness, `change` per frame or pair; `fovea`.
     """
     centred = vae.centre(frames)
     mu, log_sigma = vae.posterior(centred)
@@ -164,6 +217,10 @@ def vae_loss(
         now, after = mu.chunk(2)
         change = (after - now).square().sum(1).mean()
         loss, parts = loss + slowness * change, parts | {"change": change.detach()}
+    if fovea:
+        window = fovea_window(from_patches(centred), weights)
+        missed = (vae.look(z).float() - window).square().sum() / (CONTRAST**2 * len(centred))
+        loss, parts = loss + fovea * missed, parts | {"fovea": missed.detach()}
     return loss, parts
 
 
@@ -195,7 +252,8 @@ def train_vae(rollouts: Rollouts, config: VAEConfig, *, seed: int, directory: Pa
     background = median_frame(rollouts.gather(np.sort(sample))) if config.centred else None
     scenery = torch.from_numpy(episode_scenery(rollouts, rng))
     episode = rollouts.episode.ravel()
-    vae = VAE(config.z_dim, background)
+    fovea = config.fovea if config.centred else 0.0
+    vae = VAE(config.z_dim, background, fovea > 0)
     if start is not None:
         vae.load_state_dict(start.state_dict())
     flat, followed = np.arange(rollouts.num_frames).reshape(rollouts.first.shape), rollouts.has_next
@@ -213,7 +271,7 @@ def train_vae(rollouts: Rollouts, config: VAEConfig, *, seed: int, directory: Pa
         if config.centred:
             weights = foreground_weights(frames, scenery[episode[index]], config.foreground_weight)
         with training.fast_autocast():
-            return vae_loss(vae, frames, weights, beta, slowness)
+            return vae_loss(vae, frames, weights, beta, slowness, fovea)
 
     def update(step: int, rng: np.random.Generator) -> tuple[Tensor, dict[str, Tensor]]:
         beta = config.beta * (1.0 if start is not None else min(1.0, step / (WARM_UP * config.num_updates)))
@@ -271,7 +329,7 @@ def active_units(mu: np.ndarray, threshold: float = 0.01) -> int:
 def save_vae(path: Path, vae: VAE, meta: dict) -> str:
     """Write weights and background in half precision; returns the sha256."""
     tensors = {name: value.detach().numpy() for name, value in vae.state_dict().items()}
-    return checkpoints.save(path, checkpoints.half(tensors), {"kind": "vae", "z_dim": vae.z_dim, **meta})
+    return checkpoints.save(path, checkpoints.half(tensors), {"kind": "vae", "z_dim": vae.z_dim, "fovea": vae.has_fovea, **meta})
 
 
 def load_vae(path: Path) -> VAE:
@@ -286,6 +344,6 @@ def load_vae(path: Path) -> VAE:
     z_dim = meta.get("z_dim")
     if not isinstance(z_dim, int) or z_dim < 1:
         raise StageError(f"{path} does not say the size of its z; train V again")
-    vae = VAE(z_dim)
+    vae = VAE(z_dim, fovea=meta.get("fovea") is True)
     training.fill(vae, checkpoints.half(tensors), path)
     return vae.eval()
