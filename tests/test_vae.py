@@ -17,11 +17,14 @@ from wm_lib.errors import StageError
 from wm_lib.events import read_scalars
 from wm_lib.models import training, vae
 from wm_lib.models.vae import (
+    CONTRAST,
+    FOVEA,
     VAE,
     active_units,
     encode_frames,
     episode_scenery,
     foreground_weights,
+    fovea_window,
     from_patches,
     kl_divergence,
     load_vae,
@@ -251,6 +254,80 @@ def test_a_halo_costs_more_than_a_sharp_edge() -> None:
     assert error > 0.9 * 30 * weights.min() * (4 * 8) * (200 / 255) ** 2
 
 
+# The fovea
+
+
+def test_the_fovea_is_centred_on_the_foreground_to_a_fraction_of_a_pixel() -> None:
+    """On a plane whose colours are the columns and rows themselves, the window must read off its own place."""
+    rows, columns = np.mgrid[:64, :64].astype(np.float32)
+    plane = torch.from_numpy(np.stack([columns, rows, np.ones_like(rows)], 2)).expand(3, -1, -1, -1)
+    changed = np.zeros((3, 64, 64), bool)
+    changed[0, 20:25, 40:43] = True  # centre: row 22, column 41
+    changed[1, 30:34, 20] = changed[1, 30:34, 25] = True  # two things: row 31.5, column 22.5
+    window = fovea_window(plane, torch.from_numpy(weights_of(changed))[..., None]).numpy()
+    assert window.shape == (3, 3, FOVEA, FOVEA)
+    # The third frame has no foreground: the middle of the picture, between its pixels 31 and 32.
+    for i, (row, column) in enumerate([(22, 41), (31.5, 22.5), (31.5, 31.5)]):
+        offsets = np.arange(FOVEA) - (FOVEA - 1) / 2
+        np.testing.assert_allclose(window[i, 0, 0], column + offsets, atol=1e-3)
+        np.testing.assert_allclose(window[i, 1, :, 0], row + offsets, atol=1e-3)
+        np.testing.assert_allclose(window[i, 2], 1, atol=1e-5)
+
+
+def test_the_fovea_sees_nothing_outside_of_the_picture() -> None:
+    changed = np.zeros((1, 64, 64), bool)
+    changed[0, 0, 0] = True  # with its margin: rows and columns 0 to 3, the centre at 1.5
+    window = fovea_window(torch.ones(1, 64, 64, 3), torch.from_numpy(weights_of(changed))[..., None]).numpy()[0, 0]
+    outside = 6  # 1.5 - 7.5 = -6: six rows and columns above and left of the picture
+    np.testing.assert_allclose(window[outside:, outside:], 1, atol=1e-3)
+    assert np.abs(window[: outside - 1]).max() < 1e-3 and np.abs(window[:, : outside - 1]).max() < 1e-3
+
+
+def test_the_fovea_counts_in_the_loss_as_the_squared_error_of_its_window() -> None:
+    torch.manual_seed(0)
+    model, rng = VAE(4, fovea=True), np.random.default_rng(0)
+    frames = rng.integers(256, size=(6, 64, 64, 3), dtype=np.uint8)
+    changed = np.zeros((6, 64, 64), bool)
+    changed[:, 20:30, 24:36] = True
+    weights = torch.from_numpy(weights_of(changed))[..., None]
+    with torch.no_grad():
+        torch.manual_seed(1)
+        without, parts = vae_loss(model, frames, weights, 0.1)
+        torch.manual_seed(1)
+        mu, log_sigma = model.encode(frames)
+        drawn = model.look(mu + log_sigma.exp() * torch.randn_like(mu)) / CONTRAST
+        torch.manual_seed(1)
+        loss, more = vae_loss(model, frames, weights, 0.1, 0.0, 3.0)
+    # rows 17 to 32 and columns 22 to 37 exactly: the centre of mass is at 24.5, 29.5
+    missed = (drawn.permute(0, 2, 3, 1) - torch.from_numpy(frames[:, 17:33, 22:38]) / 255).square().sum() / 6
+    assert "fovea" not in parts and float(more["fovea"]) == pytest.approx(float(missed), rel=1e-4)
+    assert float(loss) == pytest.approx(float(without) + 3 * float(missed), rel=1e-5)
+
+
+def test_what_the_second_path_tells_does_not_depend_on_the_place() -> None:
+    torch.manual_seed(0)
+    model = VAE(4, fovea=True)
+    here, there = torch.zeros(2, 1, 64, 64, 3, dtype=torch.uint8)
+    ship = torch.from_numpy(np.random.default_rng(0).integers(256, size=(8, 8, 3), dtype=np.uint8))
+    here[0, 12:20, 12:20], there[0, 40:48, 32:40] = ship, ship
+    with torch.no_grad():
+        what = [model.what(model.encoder[:2](model.centre(frame))) for frame in (here, there)]
+        where = [model.encoder(model.centre(frame)) for frame in (here, there)]
+    torch.testing.assert_close(*what)
+    assert (where[0] - where[1]).abs().max() > 1e-3
+
+
+def test_a_vae_with_a_fovea_is_trained_resumed_and_saved_with_it(data: Rollouts, tmp_path: Path) -> None:
+    model = train_vae(data, tiny(num_updates=30, fovea=10.0, learning_rate=3e-3), seed=0, directory=tmp_path)
+    scalars = read_scalars(tmp_path)
+    assert scalars["held_out_fovea"][1][-1] < scalars["fovea"][1][0]
+    save_vae(tmp_path / "vae.safetensors", model, {})
+    loaded = load_vae(tmp_path / "vae.safetensors")
+    assert loaded.has_fovea and same_weights(load_vae(tmp_path / "vae.safetensors"), loaded)
+    plain = train_vae(data, tiny(num_updates=1, fovea=10.0, centred=False), seed=0, directory=tmp_path / "plain")
+    assert not plain.has_fovea
+
+
 def test_median_frame() -> None:
     frames = np.zeros((5, 64, 64, 3), np.uint8)
     frames[:, 3, 4, 2] = [0, 255, 51, 255, 0]
@@ -466,10 +543,10 @@ def test_beta_warms_up_and_stays(data: Rollouts, tmp_path: Path, monkeypatch: py
     seen = []
 
     def spy(
-        model: VAE, frames: Tensor, weights: Tensor | None, beta: float, slowness: float
+        model: VAE, frames: Tensor, weights: Tensor | None, beta: float, *rest: float
     ) -> tuple[Tensor, dict[str, Tensor]]:
         seen.append(beta)
-        return vae_loss(model, frames, weights, beta, slowness)
+        return vae_loss(model, frames, weights, beta, *rest)
 
     monkeypatch.setattr(vae, "vae_loss", spy)
     train_vae(data, tiny(num_updates=20, beta=2.0, batch_size=1), seed=0, directory=tmp_path)

@@ -329,7 +329,8 @@ def active_units(mu: np.ndarray, threshold: float = 0.01) -> int:
 def save_vae(path: Path, vae: VAE, meta: dict) -> str:
     """Write weights and background in half precision; returns the sha256."""
     tensors = {name: value.detach().numpy() for name, value in vae.state_dict().items()}
-    return checkpoints.save(path, checkpoints.half(tensors), {"kind": "vae", "z_dim": vae.z_dim, "fovea": vae.has_fovea, **meta})
+    kind = {"kind": "vae", "z_dim": vae.z_dim, "fovea": vae.has_fovea}
+    return checkpoints.save(path, checkpoints.half(tensors), kind | meta)
 
 
 def load_vae(path: Path) -> VAE:
