@@ -72,7 +72,7 @@ TASKS: dict[str, Task] = {
              frames_per_decision=4, atari=True, fire=True, crop=(14, 78, 0, 64), sampled=True),
         # The whole picture shrunk to 64 x 64 shows where the ship is but not how it is tilted; its middle does.
         Task("lunar-lander", "LunarLander-v3", "LunarLander-v3", 200.0, (0, 1, 2, 3), 500,
-             action_repeat=2, frames_per_decision=2, crop=(0, 160, 60, 240)),
+             action_repeat=2, frames_per_decision=2, crop=(0, 160, 60, 240), sampled=True),
         Task("breakout", "BreakoutNoFrameskip-v4", "Breakout-v5", 300.0, _PADDLE, 27_000,
              frames_per_decision=4, atari=True, fire=True, crop=(13, 77, 0, 64), sampled=True),
         Task("car-racing", "CarRacing-v3", "CarRacing-v3", 900.0, _DRIVING, 250,
