@@ -212,6 +212,34 @@ def test_action_repeat_sums_rewards_and_stops_at_the_end(backend: str) -> None:
 
 
 @BOTH
+def test_the_pad_of_the_lander_looks_the_same_on_both_paths() -> None:
+    frames = []
+    for backend in ("envpool", "gymnasium"):
+        with closing(make_env(LANDER, 2, 5, backend)) as env:
+            frames.append(env.reset()[0][:, 52:, 24:42].astype(int))  # below the flags, where all terrains are flat
+    difference = np.abs(frames[0] - frames[1]).max((0, 2, 3))
+    assert difference.max() <= 20, difference  # a row of the sky too much is 50
+
+
+def test_no_exhaust_is_drawn() -> None:
+    def sparks(frame: np.ndarray) -> int:
+        sky = frame[:44].astype(int)
+        return int((sky[..., 0] > sky[..., 2] + 15).sum())  # redder than blue; the ship is blue
+
+    native = gymnasium.make(LANDER.env_id, render_mode="rgb_array")
+    native.reset(seed=4)
+    with closing(make_env(LANDER, 1, 4, "gymnasium")) as env:
+        env.reset()
+        drawn = seen = 0
+        for _ in range(12):
+            obs, *_ = env.step(np.array([2]))
+            for _ in range(LANDER.action_repeat):
+                native.step(2)
+            drawn, seen = drawn + sparks(native.render()), seen + sparks(obs[0])
+    native.close()
+    assert drawn > 100 and seen == 0
+
+
 @pytest.mark.parametrize("task", [BREAKOUT, LANDER], ids=lambda task: task.name)
 def test_episodes_are_cut_off_after_max_decisions(task: Task, backend: str) -> None:
     short = replace(task, max_decisions=12, fire=False)

@@ -341,8 +341,8 @@ def _shrink(picture: np.ndarray, task: Task) -> np.ndarray:
     import cv2
 
     if task.crop:
-        # Gymnasium draws LunarLander at 400 x 600, twice as fine as EnvPool is told to, and its sky one row too low: one
-        # row of the frame was a fifth darker there, and V told the two apart by it, at the expense of all else.
+        # Gymnasium draws LunarLander at 400 x 600, twice as fine as EnvPool is told to, and its sky a row lower. So a
+        # row of the frame would be a fifth darker; V would tell the two apart by it, and C not know such z.
         finer = len(picture) // _LANDER_PICTURE[0]
         top, bottom, left, right = (edge * finer for edge in task.crop)
         top, bottom = top + finer - 1, bottom + finer - 1
