@@ -95,7 +95,8 @@ plots.scores(own or manifests["shipped"])
 # - **Atari.** Each decision holds for four frames, and up to 30 idle ones start a game. Losing a life does not end it. FIRE is
 #   pressed by the environment and counts as a decision. Actions are *sampled*, with a generator seeded per episode, since a fixed
 #   agent could learn the few possible starts by heart.
-# - **LunarLander and CarRacing.** The agent takes its favourite action.
+# - **LunarLander.** Actions are sampled too. The ship's exhaust is not drawn, since the fast path has none; it touches nothing.
+# - **CarRacing.** The agent takes its favourite action.
 # - **Cost.** *Real steps* are all decisions in the real environment, the data for V and M included.
 # - **Never** is a point on a learning curve called a score.
 #
