@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from wm_lib import bench, bench_pairs, cli, yardsticks
+from wm_lib import bench, bench_cluster, bench_pairs, cli, yardsticks
 from wm_lib.errors import UsageError
 from wm_lib.tasks import TASKS
 
@@ -117,7 +117,7 @@ def test_a_slider_and_a_figure(tiny):
 
 
 def test_one_worker_beside_this_process(tiny, monkeypatch):
-    monkeypatch.setattr(bench_pairs, "SCALE_DECISIONS", 2)
+    monkeypatch.setattr(bench_cluster, "SCALE_DECISIONS", 2)
     (row,) = bench.run_bench(["scale_overhead"], "pong", rounds=1)["rows"]
     assert set(row) == ROW and (row["name"], row["unit"]) == ("scale_overhead", "decisions/s")
     assert row["detail"].startswith("pong, a task of 64 episodes to 27000 decisions is ")

@@ -211,7 +211,6 @@ def test_action_repeat_sums_rewards_and_stops_at_the_end(backend: str) -> None:
     assert stopped_early  # the case was there
 
 
-@BOTH
 def test_the_pad_of_the_lander_looks_the_same_on_both_paths() -> None:
     frames = []
     for backend in ("envpool", "gymnasium"):
@@ -240,6 +239,7 @@ def test_no_exhaust_is_drawn() -> None:
     assert drawn > 100 and seen == 0
 
 
+@BOTH
 @pytest.mark.parametrize("task", [BREAKOUT, LANDER], ids=lambda task: task.name)
 def test_episodes_are_cut_off_after_max_decisions(task: Task, backend: str) -> None:
     short = replace(task, max_decisions=12, fire=False)

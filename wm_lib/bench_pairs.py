@@ -21,7 +21,8 @@ import numpy as np
 from wm_lib import checkpoints, yardsticks
 from wm_lib.config import Config
 from wm_lib.control.controller import Controller, num_params, population_logits
-from wm_lib.rollouts import Policy, Rollouts, StickyRandom, collect
+from wm_lib.rollouts import Policy, Rollouts, StickyRandom
+from wm_lib.rollouts import collect as collect_rollouts
 from wm_lib.tasks import FRAME_SIZE, Task
 
 if TYPE_CHECKING:
@@ -33,12 +34,6 @@ ENCODE_BATCH = 512  # that of `encode_frames`
 NUM_DREAMS = 1024
 LOSS_UPDATES = 300
 LEARNING_RATE = 1e-5  # small, so that nothing diverges or dies out while it is timed
-
-SCALE_DECISIONS = 50  # of each episode in scale_overhead; the price is that of whole ones
-SCALE_TASKS = 2
-SCHEDULER_RATE = 1000.0  # tasks a second, assumed: Dask's manual reckons with up to a millisecond for each
-PAPER = (64, 16, 1800)  # candidates, episodes of each, generations: how C of CarRacing was evolved in the paper
-PAPER_CORE_HOURS = 71_600  # of the original
 
 Work = Callable[[], int]  # does some work and returns how many units
 
@@ -52,7 +47,7 @@ class Pair(NamedTuple):
     detail: Callable[[], str]
 
 
-def _collect(task: Task, config: Config, seed: int, stack: ExitStack) -> Pair:
+def collect(task: Task, config: Config, seed: int, stack: ExitStack) -> Pair:
     """EnvPool and the exploring policy; one plain Gymnasium environment for as many native frames."""
     from wm_lib.worlds.envs import make_env
 
@@ -78,13 +73,13 @@ def _collect(task: Task, config: Config, seed: int, stack: ExitStack) -> Pair:
     return Pair("frames/s", lambda: decide() * repeat, reference, lambda: f"{task.name}, {num_envs} environments to 1")
 
 
-def _vae_encode(task: Task, config: Config, seed: int, stack: ExitStack) -> Pair:
+def vae_encode(task: Task, config: Config, seed: int, stack: ExitStack) -> Pair:
     """Frames on disk to latents, as `encode_frames` does it."""
     import torch
 
     from wm_lib.models import training, vae
 
-    precision, data = _prepare(seed), _noise(config, seed, stack)
+    precision, data = prepare(seed), _noise(config, seed, stack)
     net, plain = vae.VAE(config.vae.z_dim, fovea=config.vae.fovea > 0), yardsticks.vae(config.vae.z_dim)
     batches = cycle(np.split(np.arange(data.num_frames), range(ENCODE_BATCH, data.num_frames, ENCODE_BATCH)))
 
@@ -104,13 +99,13 @@ def _vae_encode(task: Task, config: Config, seed: int, stack: ExitStack) -> Pair
     return Pair("frames/s", ours, reference, lambda: f"{precision}, batch {ENCODE_BATCH}, {_sizes(net, plain)}")
 
 
-def _vae_train(task: Task, config: Config, seed: int, stack: ExitStack) -> Pair:
+def vae_train(task: Task, config: Config, seed: int, stack: ExitStack) -> Pair:
     """Updates as `train_vae` makes them; both sides load their frames from disk."""
     import torch
 
     from wm_lib.models import training, vae
 
-    precision, data = _prepare(seed), _noise(config, seed, stack)
+    precision, data = prepare(seed), _noise(config, seed, stack)
     settings, rng = config.vae, np.random.default_rng(seed)
     net, plain = vae.VAE(settings.z_dim, fovea=settings.fovea > 0), yardsticks.vae(settings.z_dim)
     adam = torch.optim.Adam(net.parameters(), lr=LEARNING_RATE, fused=True)
@@ -145,15 +140,15 @@ def _vae_train(task: Task, config: Config, seed: int, stack: ExitStack) -> Pair:
     return Pair("frames/s", ours, reference, detail)
 
 
-def _vae_loss(task: Task, config: Config, seed: int, stack: ExitStack) -> dict[str, Any]:
+def vae_loss(task: Task, config: Config, seed: int, stack: ExitStack) -> dict[str, Any]:
     """Not a speed: what both networks lose on held-out frames after the same few updates with the same plain loss."""
     import torch
 
     from wm_lib.models import training, vae
 
-    precision, rng = _prepare(seed), np.random.default_rng(seed)
+    precision, rng = prepare(seed), np.random.default_rng(seed)
     directory = Path(stack.enter_context(TemporaryDirectory(ignore_cleanup_errors=True)))
-    collect(
+    collect_rollouts(
         task, directory, num_steps=4096, num_envs=32, shard_length=128, seed=seed,
         make_policy=lambda seed: StickyRandom(task.num_actions, 32, seed),
     )  # fmt: skip
@@ -181,7 +176,7 @@ def _vae_loss(task: Task, config: Config, seed: int, stack: ExitStack) -> dict[s
     return {"unit": "loss", "ours": losses[0], "reference": losses[1], "ratio": ratio, "spread": 0.0, "detail": detail}
 
 
-def _mdn_rnn_train(task: Task, config: Config, seed: int, stack: ExitStack) -> Pair:
+def mdn_rnn_train(task: Task, config: Config, seed: int, stack: ExitStack) -> Pair:
     """Updates as `train_mdn_rnn` makes them, batching and fresh z included on both sides."""
     import torch
     from torch import nn
@@ -190,7 +185,7 @@ def _mdn_rnn_train(task: Task, config: Config, seed: int, stack: ExitStack) -> P
     from wm_lib.models import mdn_rnn, training
     from wm_lib.models.latents import Stream
 
-    precision, rng, sizes, z_dim = _prepare(seed), np.random.default_rng(seed), config.mdnrnn, config.vae.z_dim
+    precision, rng, sizes, z_dim = prepare(seed), np.random.default_rng(seed), config.mdnrnn, config.vae.z_dim
     shape = (config.collect.num_envs, config.collect.shard_length)
     length, num_mixtures = min(sizes.sequence_length, shape[1] - 1), sizes.num_mixtures
     mu = rng.standard_normal((*shape, z_dim), dtype=np.float32)
@@ -229,7 +224,7 @@ def _mdn_rnn_train(task: Task, config: Config, seed: int, stack: ExitStack) -> P
     return Pair("steps/s", ours, reference, lambda: detail)
 
 
-def _dream_step(task: Task, config: Config, seed: int, stack: ExitStack) -> Pair:
+def dream_step(task: Task, config: Config, seed: int, stack: ExitStack) -> Pair:
     """Dreams side by side; the real environments side by side, each frame encoded as C's training does it."""
     import torch
 
@@ -239,7 +234,7 @@ def _dream_step(task: Task, config: Config, seed: int, stack: ExitStack) -> Pair
     from wm_lib.worlds.dream import DreamVectorEnv
     from wm_lib.worlds.envs import make_env
 
-    precision, num_envs, z_dim = _prepare(seed), config.controller.num_envs, config.vae.z_dim
+    precision, num_envs, z_dim = prepare(seed), config.controller.num_envs, config.vae.z_dim
     memory = MDNRNN(z_dim, task.num_actions, config.mdnrnn.rnn_size, config.mdnrnn.num_mixtures)
     torch.nn.init.constant_(memory.done.bias, -8.0)  # untrained, it would end half of the dreams at every step
     model = NeuralWorldModel(VAE(z_dim), memory, config.controller.recent_z, bf16=True)
@@ -252,7 +247,7 @@ def _dream_step(task: Task, config: Config, seed: int, stack: ExitStack) -> Pair
     return Pair("decisions/s", ours, reference, lambda: detail)
 
 
-def _cma_generation(task: Task, config: Config, seed: int, stack: ExitStack) -> Pair:
+def cma_generation(task: Task, config: Config, seed: int, stack: ExitStack) -> Pair:
     """The logits of all candidates in all their episodes: one batched product, or one controller after the other."""
     settings, rng = config.controller, np.random.default_rng(seed)
     size, rollouts = settings.population_size, settings.rollouts_per_candidate
@@ -271,7 +266,7 @@ def _cma_generation(task: Task, config: Config, seed: int, stack: ExitStack) -> 
     return Pair("decisions/s", ours, reference, lambda: detail)
 
 
-def _widget_redraw(task: Task, config: Config, seed: int, stack: ExitStack) -> Pair:
+def widget_redraw(task: Task, config: Config, seed: int, stack: ExitStack) -> Pair:
     """A touch of a slider to the PNG that the page gets; a new matplotlib figure of the same two pictures."""
     import io
 
@@ -283,7 +278,7 @@ def _widget_redraw(task: Task, config: Config, seed: int, stack: ExitStack) -> P
     from wm_lib.models.vae import VAE
     from wm_lib.worlds.simulation import make_env, stand_in
 
-    _prepare(seed)
+    prepare(seed)
     frame = make_env(stand_in(task), 1, seed).reset()[0][0]  # noise would not pack as a picture does
     model = NeuralWorldModel(VAE(config.vae.z_dim, frame / 255), MDNRNN(config.vae.z_dim, task.num_actions))
     latents = np.random.default_rng(seed).standard_normal((100, config.vae.z_dim), dtype=np.float32)
@@ -310,79 +305,6 @@ def _widget_redraw(task: Task, config: Config, seed: int, stack: ExitStack) -> P
     return Pair("redraws/s", ours, reference, lambda: f"a slider of z to a PNG of {width} x {height}")
 
 
-def _scale_overhead(task: Task, config: Config, seed: int, stack: ExitStack) -> Pair:
-    """A piece of a generation by one worker of a Dask cluster; the same tasks in this process. One thread each.
-
-    From what a task takes follows where more workers would not help, and what the paper's schedule would cost.
-    """
-    import pickle
-
-    import torch
-
-    from wm_lib import cluster
-    from wm_lib.control.evolution import Play, pieces
-    from wm_lib.models.mdn_rnn import MDNRNN
-    from wm_lib.models.neural import NeuralWorldModel
-    from wm_lib.models.vae import VAE
-
-    _prepare(seed)
-    stack.callback(torch.set_num_threads, torch.get_num_threads())
-    torch.set_num_threads(1)
-    memory = MDNRNN(config.vae.z_dim, task.num_actions, config.mdnrnn.rnn_size, config.mdnrnn.num_mixtures)
-    model = NeuralWorldModel(VAE(config.vae.z_dim), memory, config.controller.recent_z, bf16=True)
-    candidates, rollouts, generations = PAPER
-    cut = list(pieces(candidates, rollouts))
-    size, rng = num_params(model.feature_dim, task.num_actions), np.random.default_rng(seed)
-    params = rng.standard_normal((candidates, size), dtype=np.float32)
-    seeds = list(range(rollouts))
-    jobs = [(params[rows], seeds[columns]) for rows, columns in cut[:SCALE_TASKS]]
-    episodes = [len(params) * len(seeds) for params, seeds in jobs]
-    game = Play(model, task, SCALE_DECISIONS)
-    executor = stack.enter_context(cluster.connect("local:1"))
-    run = stack.enter_context(cluster.spread(executor, game))
-    here = stack.enter_context(cluster.spread(None, game))
-    cores, made = [], []
-
-    def ours() -> int:
-        return sum(decisions for _, decisions in run(jobs))
-
-    def reference() -> int:
-        start = time.process_time()  # of all threads
-        decisions = sum(decisions for _, decisions in here(jobs))
-        cores.append(time.process_time() - start)
-        made.append(decisions)
-        return decisions
-
-    def detail() -> str:
-        second = sum(cores) / sum(made)  # of a core, for a decision
-        task_seconds = second * task.max_decisions * sum(episodes) / len(jobs)
-        sent = len(pickle.dumps((cluster.versions(), *jobs[0])))
-        back = len(pickle.dumps(np.zeros(episodes[0])))
-        hours = second * task.max_decisions * candidates * rollouts * generations / 3600
-        return (
-            f"{task.name}, a task of {episodes[0]} episodes to {task.max_decisions} decisions is {task_seconds:,.0f} "
-            f"core-seconds, {sent:,} bytes out and {back:,} back, V and M {len(pickle.dumps(game)):,} bytes a worker; "
-            f"{SCHEDULER_RATE:,.0f} tasks/s (assumed) feed {task_seconds * SCHEDULER_RATE:,.0f} workers, but a "
-            f"generation of {candidates} x {rollouts} has {len(cut)} tasks and ends there; "
-            f"{candidates} x {rollouts} x {generations:,}: {hours:,.0f} core-hours, the original {PAPER_CORE_HOURS:,}"
-        )
-
-    return Pair("decisions/s", ours, reference, detail)
-
-
-BENCHES: dict[str, tuple[Callable[[Task, Config, int, ExitStack], Pair | dict[str, Any]], tuple[str, ...]]] = {
-    "collect": (_collect, ("gymnasium", "envpool", "cv2")),
-    "vae_encode": (_vae_encode, ("torch",)),
-    "vae_train": (_vae_train, ("torch",)),
-    "vae_loss": (_vae_loss, ("torch", "gymnasium", "envpool", "cv2")),
-    "mdn_rnn_train": (_mdn_rnn_train, ("torch",)),
-    "dream_step": (_dream_step, ("torch", "gymnasium", "envpool", "cv2")),
-    "cma_generation": (_cma_generation, ()),
-    "widget_redraw": (_widget_redraw, ("torch", "gymnasium", "cv2", "ipywidgets")),
-    "scale_overhead": (_scale_overhead, ("distributed", "torch", "envpool", "cv2")),
-}  # name -> what makes the pair, or the whole row, and the packages it needs
-
-
 def _player(env: VectorEnv, policy: Policy, stack: ExitStack, see: Callable[[np.ndarray], Any] | None = None) -> Work:
     """One decision in every environment; the unit is a decision."""
     stack.callback(env.close)
@@ -402,7 +324,7 @@ def _player(env: VectorEnv, policy: Policy, stack: ExitStack, see: Callable[[np.
     return decide
 
 
-def _prepare(seed: int) -> str:
+def prepare(seed: int) -> str:
     """Set torch up as a training does; says what V and M train in."""
     import torch
 
