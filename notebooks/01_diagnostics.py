@@ -192,6 +192,12 @@ else:
         speed[backend] = num_envs * num_decisions / (time.perf_counter() - start)
         print(f"{backend:>10}: {speed[backend]:.0f} decisions/s in {run.task.name}")
 
+# %%
+plots.bars(speed, "decisions per second", f"{num_envs} games of {run.task.name} side by side") if speed else None
+
+# %% [markdown]
+# ![Two bars: decisions a second in EnvPool, the fast path, and in Gymnasium](../assets/figures/01_speed.png)
+
 # %% [markdown]
 # **Explain.** The fast path is C++ and plays many games in one process. Data and training come from there; scores are always
 # measured in Gymnasium, which is the reference.

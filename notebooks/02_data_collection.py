@@ -82,6 +82,9 @@ print(f"{len(moments)} frames of the first stretch, from its decision 0 to {mome
 plots.frame_grid(data.gather(moments), title="One stretch of play")
 
 # %% [markdown]
+# ![Sixteen small frames of one stretch of random play in CarRacing, in reading order](../assets/figures/02_play.png)
+
+# %% [markdown]
 # **Explain.** Where all starts look alike, variety has to come from the play itself. Where they differ, no single background
 # fits them all, which V will have to know.
 
@@ -196,6 +199,9 @@ splits = {"frames at random": at_random, "whole stretches": whole_stretches}
 errors = {name: nearest(small[held], small[~held]) for name, held in splits.items()}
 print(f"error of the model that only remembers, of 255: {', '.join(f'{name} {error:.1f}' for name, error in errors.items())}")
 plots.bars(errors, "error, of 255", "The same model, tested in two ways")
+
+# %% [markdown]
+# ![Two bars: the error of a model that only remembers is lower when frames are held out at random than when whole stretches are](../assets/figures/02_split.png)
 
 # %% [markdown]
 # **Explain.** Next to nearly every frame held out at random, its neighbours a moment before and after were trained on: the test

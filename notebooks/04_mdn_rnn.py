@@ -157,6 +157,9 @@ if windows:
 figure
 
 # %% [markdown]
+# ![Three rows of twelve frames, time running to the right: what happened, what V made of it, and what M dreamt alone, which begins alike and drifts away](../assets/figures/04_alone.png)
+
+# %% [markdown]
 # **Explain.** The first column is the last thing M saw. From there small errors grow, because every prediction is built on the one
 # before. What stays right longest is what the memory holds well.
 
@@ -178,6 +181,9 @@ if windows:
     figure = plots.frame_rows({f"τ = {tau}": world_model.decode(future[:8, -1]) for tau, future in futures.items()},
                               title=f"Eight dreams of the same moment, {alone - 1} steps on")  # fmt: skip
 figure
+
+# %% [markdown]
+# ![Four rows of eight frames, one row for each temperature from 0 to 1.5: in the first all eight dreams are the same, further down they differ](../assets/figures/04_temperature.png)
 
 # %% [markdown]
 # **Explain.** All dreams in a row start from the same moment and take the same actions. Where they differ, M says: this I do not know.

@@ -111,6 +111,9 @@ scalars = read_scalars(folder)
 plots.learning_curves(scalars, {"return in the dream": ["best_return", "mean_return"]}, "generation")
 
 # %% [markdown]
+# ![Two curves over the generations of evolution in the dream: the return of the best candidate, and the mean of all](../assets/figures/06_practice.png)
+
+# %% [markdown]
 # ## 3. Waking up
 # The same controller, unchanged, in the real environment: its features come from real frames now. Random play stands beside it in
 # both worlds, since the two pay by different rules: a dream is cut off early, and its rewards are guesses.
@@ -136,6 +139,9 @@ plots.bars(
     "mean return",
     "The same controller asleep and awake",
 )
+
+# %% [markdown]
+# ![Four bars: mean return of random play and of the trained controller in the dream, and of both in the real world](../assets/figures/06_awake.png)
 
 # %% [markdown]
 # **Explain.** If the return rises in the dream and not in reality, C has found something that pays only there: a flaw of M, which

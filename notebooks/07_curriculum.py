@@ -108,6 +108,9 @@ for row in report["stages"]:
 plots.scores([manifests[row["task"]] for row in scored if row["mode"] != "simulation"])
 
 # %% [markdown]
+# ![A panel for each task: mean return of random play and of the agent as bars, each with its interval, and the target as a dashed line](../assets/figures/07_scores.png)
+
+# %% [markdown]
 # **Explain.** Each panel has its own scale: a point in Pong is not a point in CarRacing. Look first whether the two black intervals
 # overlap. If they do, so few episodes cannot tell the agent from chance, however different the bars look. Expect that at `smoke`,
 # which trains for seconds.

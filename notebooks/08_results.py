@@ -85,6 +85,9 @@ if missing:
 plots.scores(own or manifests["shipped"])
 
 # %% [markdown]
+# ![A panel for each task: mean return of random play and of the agent as bars, each with its interval, and the target as a dashed line](../assets/figures/08_scores.png)
+
+# %% [markdown]
 # **Explain.** A score of few episodes is a rough guess, and its interval says so. The published ones take 100. A run at `smoke` has
 # learned nothing; its numbers are here to show that the table works.
 
