@@ -17,6 +17,8 @@
 # # 00 Start here
 # **What is a world model, and will my computer run one?**
 #
+# *Minutes on two cores: smoke 0.4.*
+#
 # Close your eyes and catch a ball: you cannot see it any more, and yet your hand knows where it will be. Something in you
 # goes on playing the world when the picture stops. Ha and Schmidhuber ([2018](https://arxiv.org/abs/1803.10122)) built such
 # a thing from three parts, and so shall we:
@@ -96,6 +98,8 @@ plots.frame_rows({name: r.frames[moments, 0] for name, r in played.items()}, [f"
 
 # %% [markdown]
 # ![Four rows of small frames, one row for each world, time running to the right: Pong, LunarLander, Breakout and CarRacing under random play](../assets/figures/00_worlds.png)
+#
+# *What to expect: drawn at budget `smoke`; nothing has learned anything at that budget.*
 
 # %%
 plots.film(
@@ -157,6 +161,8 @@ plots.lines({name: (steps, error) for name, error in wrong.items()}, "moments wi
 
 # %% [markdown]
 # ![Two lines: the error of the player who sees one frame rises evenly with every moment, that of the player who remembers stays at zero](../assets/figures/00_memory.png)
+#
+# *What to expect: drawn at budget `smoke`; nothing has learned anything at that budget.*
 
 # %% [markdown]
 # **Explain.** The first player is not stupid: a ball that may fly to either side is best guessed to stay. What it lacks is not in

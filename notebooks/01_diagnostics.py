@@ -17,6 +17,8 @@
 # # 01 Diagnostics
 # **What do the four worlds show, ask and pay, and is everything here to run them?**
 #
+# *Minutes on two cores: smoke 0.9.*
+#
 # ## Goals
 # - See at a glance what works here, and what to type if something does not.
 # - Say what the course can still do without torch, and what without Gymnasium.
@@ -191,12 +193,6 @@ else:
         plots.record(env, RandomAgent(run.task.num_actions, num_envs), num_decisions)
         speed[backend] = num_envs * num_decisions / (time.perf_counter() - start)
         print(f"{backend:>10}: {speed[backend]:.0f} decisions/s in {run.task.name}")
-
-# %%
-plots.bars(speed, "decisions per second", f"{num_envs} games of {run.task.name} side by side") if speed else None
-
-# %% [markdown]
-# ![Two bars: decisions a second in EnvPool, the fast path, and in Gymnasium](../assets/figures/01_speed.png)
 
 # %% [markdown]
 # **Explain.** The fast path is C++ and plays many games in one process. Data and training come from there; scores are always

@@ -17,6 +17,8 @@
 # # 05 Controller
 # **How small can the part that acts be?**
 #
+# *Minutes on two cores: smoke 1.1.*
+#
 # ## Goals
 # - Train C on what V and M tell it, and watch it play.
 # - See what C sees: numbers, no pixels.
@@ -120,6 +122,8 @@ plots.over_time(np.array(watched), "decision", "feature", "What C sees: the late
 
 # %% [markdown]
 # ![A picture of numbers, 100 decisions wide: each row is one feature that C reads, the latest z at the top and the memory h below](../assets/figures/05_features.png)
+#
+# *What to expect: drawn at budget `smoke`; nothing has learned anything at that budget.*
 
 # %% [markdown]
 # **Explain.** Nearly all of the agent's knowledge is in V and M. That is the idea of the paper: keep the part that must learn by
@@ -166,6 +170,8 @@ plots.learning_curves(scalars, {f"return in {short.max_decisions} decisions": ["
 
 # %% [markdown]
 # ![Two curves over the generations of evolution: the return of the best candidate lies above the mean of all](../assets/figures/05_evolution.png)
+#
+# *What to expect: drawn at budget `smoke`; nothing has learned anything at that budget.*
 
 # %% [markdown]
 # **Explain.** The best of many noisy trials is mostly lucky. That is why what we keep is the *mean* of the final distribution, played

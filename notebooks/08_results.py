@@ -17,6 +17,8 @@
 # # 08 Results
 # **What did it reach, and how do we know?**
 #
+# *Minutes on two cores: smoke 0.7.*
+#
 # ## Goals
 # - Read the evidence: for every score there is a *manifest* that says how it came about.
 # - Know the protocol well enough to object to it.
@@ -85,9 +87,6 @@ if missing:
 plots.scores(own or manifests["shipped"])
 
 # %% [markdown]
-# ![A panel for each task: mean return of random play and of the agent as bars, each with its interval, and the target as a dashed line](../assets/figures/08_scores.png)
-
-# %% [markdown]
 # **Explain.** A score of few episodes is a rough guess, and its interval says so. The published ones take 100. A run at `smoke` has
 # learned nothing; its numbers are here to show that the table works.
 
@@ -133,6 +132,11 @@ figure = None
 if films:
     figure = plots.frame_rows({name: r.frames[moments, 0] for name, r in films.items()}, [f"t = {t}" for t in moments])
 figure
+
+# %% [markdown]
+# ![A row of eight small frames for each task, time running to the right: the agents of this run at play](../assets/figures/08_agents.png)
+#
+# *What to expect: drawn at budget `smoke`; nothing has learned anything at that budget.*
 
 # %%
 shown = None

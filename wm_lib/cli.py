@@ -172,7 +172,7 @@ def _parser() -> argparse.ArgumentParser:
     speed.add_argument("--rounds", type=int, default=5, metavar="N", help="times both sides take turns (default: 5)")
     health = command("doctor", _doctor, "Find out what works on this machine, what mends the rest, and the mode.")
     health.add_argument("--imports", action="store_true", help="measure imports beside their budgets instead")
-    review = command("vet", _vet, "Review the repository: code, notebooks, links, alt texts, and README's table.")
+    review = command("vet", _vet, "Review the repository: code, notebooks, spelling, links, alt texts, README's table.")
     review.add_argument("--fix", action="store_true", help="first mend what can be mended safely")
     config = command("config", _config, "Print every setting of a budget as YAML.")
     config.add_argument("--task", metavar="T", help=tasks)

@@ -7,12 +7,11 @@ one: publishing takes the picture that the code cell above it drew in the run, a
 from __future__ import annotations
 
 import base64
+import io
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from wm_lib import checkpoints
 from wm_lib.errors import StageError
@@ -58,18 +57,21 @@ def publish(course: Mapping[str, Any], output: Path, root: Path) -> list[str]:
         StageError: A picture is too large. Nothing is written then.
     """
     commits = {record["name"]: record["commit"] for record in course["notebooks"]}
-    index, drawn, missing = read(root), {}, []
+    before, index, drawn, missing = read(root), {}, {}, []
     for script in _scripts(root):
         for name, source in wanted(script):
             picture = _drawn(output / f"{script.stem}.ipynb", source)
             if picture is None:
                 missing.append(name)
+                index |= {name: before[name]} if name in before else {}
             else:
                 drawn[name] = _fit(name, picture)
                 index[name] = {"budget": course["parameters"]["budget"], "commit": commits[script.stem]}
     for name, picture in drawn.items():
         (root / FIGURES).mkdir(parents=True, exist_ok=True)
         (root / FIGURES / f"{name}.png").write_bytes(picture)
+    for name in before.keys() - index.keys():  # no notebook shows it any more
+        (root / FIGURES / f"{name}.png").unlink(missing_ok=True)
     checkpoints.write_json(root / INDEX, {"schema": 1, "figures": index})
     for script in _scripts(root):
         script.write_text(with_captions(script.read_text(encoding="utf-8"), index), encoding="utf-8")
@@ -126,20 +128,22 @@ def _drawn(executed: Path, source: str) -> bytes | None:
 
 
 def _fit(name: str, picture: bytes) -> bytes:
-    """A PNG no wider than `MAX_WIDTH`.
+    """A PNG without white margins, no wider than `MAX_WIDTH`, in as many colours as `MAX_BYTES` can hold.
 
     Raises:
-        StageError: It has more than `MAX_BYTES` all the same.
+        StageError: Even 16 are too many.
     """
-    import cv2
+    from PIL import Image, ImageChops
 
-    pixels = cv2.imdecode(np.frombuffer(picture, np.uint8), cv2.IMREAD_COLOR)
-    height, width = pixels.shape[:2]
-    if width > MAX_WIDTH:
-        pixels = cv2.resize(pixels, (MAX_WIDTH, round(height * MAX_WIDTH / width)), interpolation=cv2.INTER_AREA)
-    small = cv2.imencode(".png", pixels, [cv2.IMWRITE_PNG_COMPRESSION, 9])[1].tobytes()
-    if len(small) > MAX_BYTES:
-        raise StageError(
-            f"the picture {name} has {len(small):,} bytes, at most {MAX_BYTES:,} are shipped; draw less in it"
-        )
-    return small
+    image = Image.open(io.BytesIO(picture)).convert("RGB")
+    image = image.crop(ImageChops.invert(image).getbbox())
+    if image.width > MAX_WIDTH:
+        image = image.resize((MAX_WIDTH, round(image.height * MAX_WIDTH / image.width)), Image.Resampling.LANCZOS)
+    for colours in (256, 128, 64, 32, 16):
+        small = io.BytesIO()
+        image.quantize(colours).save(small, "png", optimize=True)
+        if small.tell() <= MAX_BYTES:
+            return small.getvalue()
+    raise StageError(
+        f"the picture {name} has {small.tell():,} bytes, at most {MAX_BYTES:,} are shipped; draw less in it"
+    )
