@@ -128,20 +128,20 @@ def _drawn(executed: Path, source: str) -> bytes | None:
 
 
 def _fit(name: str, picture: bytes) -> bytes:
-    """A PNG without white margins, no wider than `MAX_WIDTH`, in as many colours as `MAX_BYTES` can hold.
+    """A PNG with narrow margins and a palette, no wider than `MAX_WIDTH`, and narrower where it has too many bytes.
 
     Raises:
-        StageError: Even 16 are too many.
+        StageError: It would have to be less than half as wide.
     """
     from PIL import Image, ImageChops
 
     image = Image.open(io.BytesIO(picture)).convert("RGB")
-    image = image.crop(ImageChops.invert(image).getbbox())
-    if image.width > MAX_WIDTH:
-        image = image.resize((MAX_WIDTH, round(image.height * MAX_WIDTH / image.width)), Image.Resampling.LANCZOS)
-    for colours in (256, 128, 64, 32, 16):
-        small = io.BytesIO()
-        image.quantize(colours).save(small, "png", optimize=True)
+    left, top, right, bottom = ImageChops.invert(image).getbbox() or (0, 0, *image.size)
+    image = image.crop((max(0, left - 4), max(0, top - 4), min(image.width, right + 4), min(image.height, bottom + 4)))
+    for most in (MAX_WIDTH, 3 * MAX_WIDTH // 4, MAX_WIDTH // 2):
+        width, small = min(most, image.width), io.BytesIO()
+        resized = image.resize((width, round(image.height * width / image.width)), Image.Resampling.LANCZOS)
+        resized.quantize(256).save(small, "png", optimize=True)
         if small.tell() <= MAX_BYTES:
             return small.getvalue()
     raise StageError(
