@@ -75,14 +75,14 @@ def run_in(clone: Path, picture: bytes | None, budget: str = "smoke", **changes:
     """What a finished run leaves; None: its cell drew nothing."""
     output = clone / "build" / "course" / budget
     output.mkdir(parents=True, exist_ok=True)
-    outputs = [nbformat.v4.new_output("stream", text="words\n")]
-    if picture is not None:
-        data = {"image/png": base64.b64encode(picture).decode(), "text/plain": "<Figure>"}
-        outputs.append(nbformat.v4.new_output("execute_result", data=data))
-    others = nbformat.v4.new_code_cell("other()", outputs=outputs[1:])
-    cells = [others, nbformat.v4.new_code_cell(PLOT, outputs=outputs), others]
-    if picture is not None:  # a picture of another cell is never taken for it
-        others.outputs[0].data["image/png"] = base64.b64encode(png(5)).decode()
+
+    def drawn(content: bytes) -> nbformat.NotebookNode:
+        data = {"image/png": base64.b64encode(content).decode(), "text/plain": "<Figure>"}
+        return nbformat.v4.new_output("execute_result", data=data)
+
+    outputs = [nbformat.v4.new_output("stream", text="words\n"), *([drawn(picture)] if picture else [])]
+    other = nbformat.v4.new_code_cell("other()", outputs=[drawn(png(5))])  # never taken for the one that is wanted
+    cells = [other, nbformat.v4.new_code_cell(PLOT, outputs=outputs), other]
     nbformat.write(nbformat.v4.new_notebook(cells=cells), output / "00_a.ipynb")
     machine = {"system": "Linux", "processor": "x", "cores": 2}
     record = {"name": "00_a", "minutes": 3.0, "measured": True, "commit": "abc", "machine": machine}

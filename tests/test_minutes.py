@@ -23,7 +23,7 @@ def test_each_head_says_what_was_measured(script: Path) -> None:
     text = script.read_text(encoding="utf-8")
     title, question, blank, said = text.split("# %% [markdown]\n")[1].splitlines()[:4]
     assert title.startswith(f"# # {script.stem[:2]}") and question.endswith("?**") and blank == "#"
-    told = {budget: float(number) for budget, number in re.findall(r"([a-z]+) ([\d.]+)", said.partition(":")[2])}
+    told = {budget: float(number) for budget, number in re.findall(r"([a-z]+) (\d+(?:\.\d)?)", said.partition(":")[2])}
     measured = {budget: published[budget]["notebooks"][script.stem] for budget in BUDGETS if budget in published}
     assert told.keys() == measured.keys() and measured
     for budget, number in told.items():

@@ -26,7 +26,7 @@ def read_course(output: Path, root: Path) -> dict[str, Any]:
     """What a finished run of the course left in its folder: `parameters`, and `notebooks`, one record each.
 
     Raises:
-        StageError: There is none, it is not finished, or it did not run the notebooks as they are.
+        StageError: There is none, it is not finished, or it had other parameters than a reader's.
     """
     path = output / "course.json"
     if not path.exists():

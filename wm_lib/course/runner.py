@@ -60,8 +60,8 @@ def run_course(parameters: dict[str, Any], output: Path) -> list[dict[str, Any]]
     run_dir = parameters.get("run_dir")
     afresh = run_dir is not None and not Path(run_dir).exists()
     if afresh:  # what was finished was finished in a folder that is gone
-        for notebook in notebooks:
-            (output / f"{notebook.stem}.json").unlink(missing_ok=True)
+        for name in ("course", *(notebook.stem for notebook in notebooks)):
+            (output / f"{name}.json").unlink(missing_ok=True)
     records: list[dict[str, Any]] = []
     digest = json.dumps(parameters, sort_keys=True, default=str)
     with tqdm(notebooks, desc="course", unit="notebook") as bar:
