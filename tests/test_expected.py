@@ -63,10 +63,10 @@ def test_every_picture_is_small_and_shown() -> None:
 
 
 def png(width: int, noisy: bool = False, margin: int = 0) -> bytes:
-    """A picture, black to nearly white from left to right, 300 high."""
+    """A picture, black to nearly white from left to right, 300 high; or noise, 1200 high."""
     pixels = np.repeat(np.linspace(0, 250, width).astype(np.uint8)[None, :, None], 300, axis=0).repeat(3, axis=2)
     if noisy:
-        pixels = np.random.default_rng(0).integers(0, 256, pixels.shape, dtype=np.uint8)
+        pixels = np.random.default_rng(0).integers(0, 256, (4 * len(pixels), width, 3), dtype=np.uint8)
     pixels = np.pad(pixels, ((margin, margin), (margin, margin), (0, 0)), constant_values=255)
     return cv2.imencode(".png", pixels)[1].tobytes()
 
@@ -81,8 +81,9 @@ def run_in(clone: Path, picture: bytes | None, budget: str = "smoke", **changes:
         return nbformat.v4.new_output("execute_result", data=data)
 
     outputs = [nbformat.v4.new_output("stream", text="words\n"), *([drawn(picture)] if picture else [])]
-    other = nbformat.v4.new_code_cell("other()", outputs=[drawn(png(5))])  # never taken for the one that is wanted
-    cells = [other, nbformat.v4.new_code_cell(PLOT, outputs=outputs), other]
+    # What the cells around it drew is never taken for it.
+    before, after = (nbformat.v4.new_code_cell("other()", outputs=[drawn(png(5))]) for _ in range(2))
+    cells = [before, nbformat.v4.new_code_cell(PLOT, outputs=outputs), after]
     nbformat.write(nbformat.v4.new_notebook(cells=cells), output / "00_a.ipynb")
     machine = {"system": "Linux", "processor": "x", "cores": 2}
     record = {"name": "00_a", "minutes": 3.0, "measured": True, "commit": "abc", "machine": machine}
