@@ -17,6 +17,8 @@
 # # 00 Start here
 # **What is a world model, and will my computer run one?**
 #
+# *Minutes on two cores: smoke 0.4.*
+#
 # Close your eyes and catch a ball: you cannot see it any more, and yet your hand knows where it will be. Something in you
 # goes on playing the world when the picture stops. Ha and Schmidhuber ([2018](https://arxiv.org/abs/1803.10122)) built such
 # a thing from three parts, and so shall we:
@@ -94,6 +96,11 @@ for name, recording in played.items():
 moments = np.linspace(0, num_decisions - 1, 8).astype(int)
 plots.frame_rows({name: r.frames[moments, 0] for name, r in played.items()}, [f"t = {t}" for t in moments])
 
+# %% [markdown]
+# ![Four rows of small frames, one row for each world, time running to the right: Pong, LunarLander, Breakout and CarRacing under random play](../assets/figures/00_worlds.png)
+#
+# *What to expect: drawn at budget `smoke`; nothing has learned anything at that budget.*
+
 # %%
 plots.film(
     np.stack([recording.frames[:, 0] for recording in played.values()], axis=1),
@@ -151,6 +158,11 @@ told = {
 wrong = {name: np.abs(guess - ball).mean(axis=0) for name, guess in told.items()}
 print(f"error after {steps[-1]} moments: {', '.join(f'{name} {error[-1]:.1f}' for name, error in wrong.items())}")
 plots.lines({name: (steps, error) for name, error in wrong.items()}, "moments with eyes closed", "mean error")
+
+# %% [markdown]
+# ![Two lines: the error of the player who sees one frame rises evenly with every moment, that of the player who remembers stays at zero](../assets/figures/00_memory.png)
+#
+# *What to expect: drawn at budget `smoke`; nothing has learned anything at that budget.*
 
 # %% [markdown]
 # **Explain.** The first player is not stupid: a ball that may fly to either side is best guessed to stay. What it lacks is not in

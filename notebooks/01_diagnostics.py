@@ -17,6 +17,8 @@
 # # 01 Diagnostics
 # **What do the four worlds show, ask and pay, and is everything here to run them?**
 #
+# *Minutes on two cores: smoke 0.9.*
+#
 # ## Goals
 # - See at a glance what works here, and what to type if something does not.
 # - Say what the course can still do without torch, and what without Gymnasium.

@@ -17,6 +17,8 @@
 # # 02 Data collection
 # **What should an agent that knows nothing look at?**
 #
+# *Minutes on two cores: smoke 0.9.*
+#
 # ## Goals
 # - Collect the frames from which V and M will learn.
 # - See what random play covers of a world and what it never sees.
@@ -80,6 +82,11 @@ plots.frame_grid(data.gather(shown), title="First frames")
 moments = np.linspace(0, data.length - 1, 16).astype(int)
 print(f"{len(moments)} frames of the first stretch, from its decision 0 to {moments[-1]}")
 plots.frame_grid(data.gather(moments), title="One stretch of play")
+
+# %% [markdown]
+# ![Sixteen small frames of one stretch of random play in CarRacing, in reading order](../assets/figures/02_play.png)
+#
+# *What to expect: drawn at budget `smoke`; nothing has learned anything at that budget.*
 
 # %% [markdown]
 # **Explain.** Where all starts look alike, variety has to come from the play itself. Where they differ, no single background
@@ -196,6 +203,11 @@ splits = {"frames at random": at_random, "whole stretches": whole_stretches}
 errors = {name: nearest(small[held], small[~held]) for name, held in splits.items()}
 print(f"error of the model that only remembers, of 255: {', '.join(f'{name} {error:.1f}' for name, error in errors.items())}")
 plots.bars(errors, "error, of 255", "The same model, tested in two ways")
+
+# %% [markdown]
+# ![Two bars: the error of a model that only remembers is lower when frames are held out at random than when whole stretches are](../assets/figures/02_split.png)
+#
+# *What to expect: drawn at budget `smoke`; nothing has learned anything at that budget.*
 
 # %% [markdown]
 # **Explain.** Next to nearly every frame held out at random, its neighbours a moment before and after were trained on: the test

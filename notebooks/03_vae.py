@@ -17,6 +17,8 @@
 # # 03 VAE
 # **How does a frame become 32 numbers without losing the ball?**
 #
+# *Minutes on two cores: smoke 0.7.*
+#
 # ## Goals
 # - Train V, a variational autoencoder, and see with its eyes.
 # - Understand what its loss rewards, and why the plain one throws small things away.
@@ -139,6 +141,11 @@ print(f"{len(frames)} held-out frames; V's drawings are off by {difference.mean(
 plots.frame_rows({"frame": frames, "V draws": drawn, "difference": difference})
 
 # %% [markdown]
+# ![Three rows of eight frames: held-out frames of CarRacing, what V draws of them, and the difference, which is black where they agree](../assets/figures/03_drawings.png)
+#
+# *What to expect: drawn at budget `smoke`; nothing has learned anything at that budget.*
+
+# %% [markdown]
 # **Explain.** Everything in the second row went through `z_dim` numbers. If what you would need to play is still there, C can
 # play on it; if not, nothing that comes later can bring it back.
 
@@ -217,6 +224,11 @@ plots.bars(errors, "mean error, of 255", "Error in the foreground of held-out fr
 pick = np.linspace(0, len(index) - 1, min(8, len(index))).astype(int)
 print("rows: the frame, the median of its episode, and what each of the two short trainings draws")
 plots.frame_rows({name: pictures[pick] for name, pictures in {"frame": frames, **drawings}.items()})
+
+# %% [markdown]
+# ![Four rows of eight frames: the frame, the scenery of its episode alone, what a plain VAE draws after a short training, and what one with help draws](../assets/figures/03_plain.png)
+#
+# *What to expect: drawn at budget `smoke`; nothing has learned anything at that budget.*
 
 # %% [markdown]
 # **Explain.** The plain VAE first learns the mean picture, because that is where most of its loss is. Look for the small moving

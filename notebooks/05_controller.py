@@ -17,6 +17,8 @@
 # # 05 Controller
 # **How small can the part that acts be?**
 #
+# *Minutes on two cores: smoke 1.1.*
+#
 # ## Goals
 # - Train C on what V and M tell it, and watch it play.
 # - See what C sees: numbers, no pixels.
@@ -119,6 +121,11 @@ print(f"{num_decisions} decisions of one game; each column is all that C knew at
 plots.over_time(np.array(watched), "decision", "feature", "What C sees: the latest z at the top, h below")
 
 # %% [markdown]
+# ![A picture of numbers, 100 decisions wide: each row is one feature that C reads, the latest z at the top and the memory h below](../assets/figures/05_features.png)
+#
+# *What to expect: drawn at budget `smoke`; nothing has learned anything at that budget.*
+
+# %% [markdown]
 # **Explain.** Nearly all of the agent's knowledge is in V and M. That is the idea of the paper: keep the part that must learn by
 # trial and error small, and let the large parts learn from data, where every frame teaches.
 
@@ -160,6 +167,11 @@ print(f"{evolved.meta['real_steps']} real decisions; the final mean earns {evolv
 scalars = read_scalars(folder)
 print(f"generation by generation, best: {scalars['best_return'][1].round(1)}, mean: {scalars['mean_return'][1].round(1)}")
 plots.learning_curves(scalars, {f"return in {short.max_decisions} decisions": ["best_return", "mean_return"]}, "generation")
+
+# %% [markdown]
+# ![Two curves over the generations of evolution: the return of the best candidate lies above the mean of all](../assets/figures/05_evolution.png)
+#
+# *What to expect: drawn at budget `smoke`; nothing has learned anything at that budget.*
 
 # %% [markdown]
 # **Explain.** The best of many noisy trials is mostly lucky. That is why what we keep is the *mean* of the final distribution, played

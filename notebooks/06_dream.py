@@ -17,6 +17,8 @@
 # # 06 Dream
 # **Can one learn to act in a world one has only imagined?**
 #
+# *Minutes on two cores: smoke 0.7.*
+#
 # ## Goals
 # - Put M in place of the world and step into it.
 # - Train a controller without a single real decision.
@@ -118,6 +120,11 @@ scalars = read_scalars(folder)
 plots.learning_curves(scalars, {"return in the dream": ["best_return", "mean_return"]}, "generation")
 
 # %% [markdown]
+# ![Two curves over the generations of evolution in the dream: the return of the best candidate, and the mean of all](../assets/figures/06_practice.png)
+#
+# *What to expect: drawn at budget `smoke`; nothing has learned anything at that budget.*
+
+# %% [markdown]
 # ## 3. Waking up
 # The same controller, unchanged, in the real environment: its features come from real frames now. Random play stands beside it in
 # both worlds, since the two pay by different rules: a dream is cut off early, and its rewards are guesses.
@@ -143,6 +150,11 @@ plots.bars(
     "mean return",
     "The same controller asleep and awake",
 )
+
+# %% [markdown]
+# ![Four bars: mean return of random play and of the trained controller in the dream, and of both in the real world](../assets/figures/06_awake.png)
+#
+# *What to expect: drawn at budget `smoke`; nothing has learned anything at that budget.*
 
 # %% [markdown]
 # **Explain.** If the return rises in the dream and not in reality, C has found something that pays only there: a flaw of M, which

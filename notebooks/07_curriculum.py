@@ -17,6 +17,8 @@
 # # 07 Curriculum
 # **Does the same recipe take one agent through all four?**
 #
+# *Minutes on two cores: smoke 1.8.*
+#
 # ## Goals
 # - Run the whole way, from frames to a score, on Pong, LunarLander, Breakout and CarRacing.
 # - Watch it, hold it, stop it, and go on; and see what it does when a training crashes or hangs.
@@ -106,6 +108,11 @@ for row in report["stages"]:
 
 # %%
 plots.scores([manifests[row["task"]] for row in scored if row["mode"] != "simulation"])
+
+# %% [markdown]
+# ![A panel for each task: mean return of random play and of the agent as bars, each with its interval, and the target as a dashed line](../assets/figures/07_scores.png)
+#
+# *What to expect: drawn at budget `smoke`; nothing has learned anything at that budget.*
 
 # %% [markdown]
 # **Explain.** Each panel has its own scale: a point in Pong is not a point in CarRacing. Look first whether the two black intervals

@@ -17,6 +17,8 @@
 # # 08 Results
 # **What did it reach, and how do we know?**
 #
+# *Minutes on two cores: smoke 0.7.*
+#
 # ## Goals
 # - Read the evidence: for every score there is a *manifest* that says how it came about.
 # - Know the protocol well enough to object to it.
@@ -131,6 +133,11 @@ figure = None
 if films:
     figure = plots.frame_rows({name: r.frames[moments, 0] for name, r in films.items()}, [f"t = {t}" for t in moments])
 figure
+
+# %% [markdown]
+# ![A row of eight small frames for each task, time running to the right: the agents of this run at play](../assets/figures/08_agents.png)
+#
+# *What to expect: drawn at budget `smoke`; nothing has learned anything at that budget.*
 
 # %%
 shown = None

@@ -1,10 +1,15 @@
+import base64
 import re
+import shutil
+from datetime import UTC, datetime, timedelta
+from itertools import count
 from pathlib import Path
+from types import SimpleNamespace
 
 import nbformat
 import pytest
 
-from wm_lib import cli
+from wm_lib import checkpoints, cli
 from wm_lib.course import runner
 from wm_lib.course.runner import find_notebooks, run_course
 from wm_lib.errors import StageError, UsageError
@@ -129,6 +134,77 @@ def test_without_the_folder_of_the_run_nothing_counts_as_done(project, executed)
     run_dir.rmdir()
     run_course({"run_dir": str(run_dir)}, project / "build")
     assert len(executed) == 4
+
+
+def test_minutes_count_as_measured_only_where_all_the_work_was_done(project, executed, monkeypatch):
+    """Each notebook takes a quarter of a minute in these; the second one is interrupted at first."""
+    import papermill
+
+    times = (datetime(2000, 1, 1, tzinfo=UTC) + timedelta(seconds=15 * i) for i in count())
+    monkeypatch.setattr(runner, "datetime", SimpleNamespace(now=lambda zone: next(times)))
+    run_dir, output = project / "runs" / "smoke", project / "build"
+    for name in NAMES:
+        write_notebook(project, name, parameters='run_dir: str = "auto"')
+    execute = papermill.execute_notebook
+
+    def interrupted(source: str, *rest, **options) -> None:
+        run_dir.mkdir(parents=True, exist_ok=True)
+        if NAMES[1] in source:
+            raise KeyboardInterrupt
+        execute(source, *rest, **options)
+
+    def course() -> list[tuple[str, float, bool]]:
+        records = run_course({"run_dir": str(run_dir)}, output)
+        kept = checkpoints.read_json(output / "course.json")
+        assert kept == {"schema": 1, "parameters": {"run_dir": str(run_dir)}, "notebooks": records}
+        assert all(record["machine"]["cores"] > 0 for record in records)
+        return [(record["status"], record["minutes"], record["measured"]) for record in records]
+
+    monkeypatch.setattr(papermill, "execute_notebook", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        course()
+    assert len(checkpoints.read_json(output / "course.json")["notebooks"]) == 1
+    monkeypatch.setattr(papermill, "execute_notebook", execute)
+    assert course() == [("skipped", 0.25, True), ("ran", 0.5, True), ("ran", 0.25, True)]
+    write_notebook(project, NAMES[1], "x = 1", parameters='run_dir: str = "auto"')  # finds what it made before
+    assert course() == [("skipped", 0.25, True), ("ran", 0.25, False), ("ran", 0.25, False)]
+    shutil.rmtree(output)
+    assert course() == [("ran", 0.25, False)] * 3
+    run_dir.rmdir()
+    assert course() == [("ran", 0.25, True)] * 3
+
+
+def test_a_restart_that_is_interrupted_forgets_what_was_finished_before_it(project, executed, monkeypatch):
+    """Else the notebooks after the interruption would count as done, in a folder in which they never worked."""
+    import papermill
+
+    run_dir, execute = project / "runs" / "smoke", papermill.execute_notebook
+    for name in NAMES[:2]:
+        write_notebook(project, name, parameters='run_dir: str = "auto"')
+    run_course({"run_dir": str(run_dir)}, project / "build")
+
+    def interrupted(*_, **__) -> None:
+        run_dir.mkdir(parents=True)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(papermill, "execute_notebook", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run_course({"run_dir": str(run_dir)}, project / "build")
+    monkeypatch.setattr(papermill, "execute_notebook", execute)
+    records = run_course({"run_dir": str(run_dir)}, project / "build")
+    assert [record["status"] for record in records] == ["ran", "ran"]
+
+
+def test_a_page_holds_the_pictures_that_its_text_shows(project):
+    figures = project / "assets" / "figures"
+    figures.mkdir(parents=True)
+    (figures / "a.png").write_bytes(b"picture")
+    text = "![one](../assets/figures/a.png)\n![not there yet](../assets/figures/b.png)"
+    nbformat.write(nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell(text)]), project / "x.ipynb")
+    runner._to_html(project / "x.ipynb")
+    page = (project / "x.html").read_text()
+    assert base64.b64encode(b"picture").decode() in page and "figures/a.png" not in page
+    assert 'src="../assets/figures/b.png"' in page
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ import torch
 
 from wm_lib import checkpoints, cli, examine, report, vet
 from wm_lib.control.controller import Controller
+from wm_lib.course import minutes
 from wm_lib.errors import StageError
 from wm_lib.evaluation import agent_maker, evaluate, summarise
 from wm_lib.models.mdn_rnn import MDNRNN, save_mdn_rnn
@@ -21,7 +22,7 @@ from wm_lib.models.vae import VAE, save_vae
 from wm_lib.tasks import TASKS, get_task
 
 ROOT = Path(__file__).parent.parent
-MANIFESTS = sorted((ROOT / "assets" / "manifests").glob("*.json"))
+MANIFESTS = sorted(set((ROOT / "assets" / "manifests").glob("*.json")) - {ROOT / minutes.PATH})
 SHIPPED = [path for path in MANIFESTS if (ROOT / "assets" / "weights" / path.stem).exists()]
 REPLAYED = {"pong": 2, "lunar-lander": 8, "breakout": 2, "car-racing": 2}  # games; in seconds, so few where one is long
 WORLD_MODELS = sorted((ROOT / "assets" / "manifests" / "world-models").glob("*.json"))

@@ -168,6 +168,39 @@ def test_outputs_are_found(clone: Path) -> None:
     assert told(clone) == ["notebooks/00_a.ipynb:1: cell 2 holds outputs; type: wm vet --fix"]
 
 
+# --- Spelling
+
+
+def test_a_misspelt_word_is_found_wherever_it_stands(clone: Path) -> None:
+    wrong = "recie" + "ve"
+    (clone / "README.md").write_text((clone / "README.md").read_text() + f"\nYou {wrong} it.\n")
+    (clone / "CONTRIBUTING.md").write_text(f"# Title\n{wrong.capitalize()} colour and behaviour.\n")
+    (clone / "docs" / "a.md").write_text(f"# A\n\n{wrong}\n")
+    (clone / "wm_lib" / "inner").mkdir()
+    (clone / "wm_lib" / "inner" / "module.py").write_text(f'def f() -> None:\n    """To {wrong}."""\n')
+    write_twins(clone, NOTEBOOK.replace("# ## Goals\n", f"# ## Goals\n# {wrong}\n"))
+    lines = len((clone / "README.md").read_text().splitlines())
+    places = [
+        "CONTRIBUTING.md:2",
+        f"README.md:{lines}",
+        "docs/a.md:3",
+        "notebooks/00_a.py:16",
+        "wm_lib/inner/module.py:2",
+    ]
+    words = [wrong.capitalize() if place.startswith("CONTR") else wrong for place in places]
+    assert sorted(told(clone)) == [
+        f"{place}: '{word}' is misspelt: {word.replace('ie', 'ei')}" for place, word in zip(places, words, strict=True)
+    ]
+
+
+def test_words_of_ours_are_left_alone(clone: Path) -> None:
+    (clone / "docs" / "a.md").write_text("# A\n\nA fooo.\nThe coleague.\n")
+    assert told(clone) == ["docs/a.md:4: 'coleague' is misspelt: colleague"]
+    with (clone / "pyproject.toml").open("a") as file:
+        file.write('[tool.codespell]\nignore-words-list = "coleague"\n')
+    assert told(clone) == []
+
+
 # --- Code and results
 
 

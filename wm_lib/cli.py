@@ -129,6 +129,11 @@ def _parser() -> argparse.ArgumentParser:
         help="another notebook parameter",
     )
     course.add_argument("--output", metavar="DIR", help="executed notebooks (default: build/course/<budget>)")
+    course.add_argument(
+        "--publish",
+        action="store_true",
+        help="run nothing; write the minutes of the finished run there and its pictures into notebooks and assets",
+    )
     stages = command(
         "curriculum",
         _curriculum,
@@ -167,7 +172,7 @@ def _parser() -> argparse.ArgumentParser:
     speed.add_argument("--rounds", type=int, default=5, metavar="N", help="times both sides take turns (default: 5)")
     health = command("doctor", _doctor, "Find out what works on this machine, what mends the rest, and the mode.")
     health.add_argument("--imports", action="store_true", help="measure imports beside their budgets instead")
-    review = command("vet", _vet, "Review the repository: code, notebooks, links, alt texts, and README's table.")
+    review = command("vet", _vet, "Review the repository: code, notebooks, spelling, links, alt texts, README's table.")
     review.add_argument("--fix", action="store_true", help="first mend what can be mended safely")
     config = command("config", _config, "Print every setting of a budget as YAML.")
     config.add_argument("--task", metavar="T", help=tasks)
@@ -316,6 +321,10 @@ def _course(args: argparse.Namespace) -> None:
     from wm_lib.course.runner import run_course
 
     budget = resolve_budget(args.budget)
+    output = Path(args.output) if args.output else project_root() / "build" / "course" / budget
+    if args.publish:
+        _publish_course(args, output)
+        return
     check_seed(args.seed or 0)
     parameters: dict[str, Any] = {
         "budget": budget,
@@ -330,10 +339,26 @@ def _course(args: argparse.Namespace) -> None:
         if name in ("task", "budget", "seed", "run_dir"):
             raise UsageError(f"give the notebooks' {name} as --{name.replace('_', '-')} {value}")
         parameters[name] = _literal(value)
-    output = Path(args.output) if args.output else project_root() / "build" / "course" / budget
     records = run_course(parameters, output)
     print(f"{len(records)} notebooks done in {sum(r['minutes'] for r in records):.0f} minutes: {output / 'index.html'}")
     _report(args, {"parameters": parameters, "notebooks": records})
+
+
+def _publish_course(args: argparse.Namespace, output: Path) -> None:
+    from wm_lib import vet
+    from wm_lib.course import expected, minutes
+
+    root = project_root()
+    course = expected.read_course(output, root)
+    missing = expected.publish(course, output, root)
+    try:
+        measured = minutes.publish(course, root)
+    finally:
+        vet.update_twins(root)
+    print(f"published: {', '.join(sorted(set(expected.read(root)) - set(missing)))}; minutes of {', '.join(measured)}")
+    if missing:
+        print(f"not drawn in this run, and left as they were: {', '.join(missing)}")
+    _report(args, {"minutes": measured, "figures": expected.read(root), "not_drawn": missing})
 
 
 def _curriculum(args: argparse.Namespace) -> None:

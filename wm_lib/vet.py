@@ -1,7 +1,8 @@
 """The automated review of a change to the course: findings, each with its file and line.
 
-A thin layer over tools that exist: ruff for the code, jupytext and nbstripout for the notebooks. Of our own are a few
-checks of prose (headings, relative links, alternative texts) and that README's table says what the manifests say.
+A thin layer over tools that exist: ruff for the code, jupytext and nbstripout for the notebooks, codespell for every
+word. Of our own are a few checks of prose (headings, relative links, alternative texts) and that README's table says
+what the manifests say.
 """
 
 from __future__ import annotations
@@ -56,17 +57,24 @@ def vet(root: Path, fix: bool = False) -> list[Finding]:
         found += notebook(root, script)
     for path in documents(root):
         found += prose(root, path)
+    found += spelling(root)
     return [*found, *results(root)]
 
 
 def mend(root: Path) -> None:
     """What `vet(fix=True)` does before it looks."""
-    _tool(root, "ruff", "check", "--fix", "--quiet", ".", may_find=True)
+    _tool(root, "ruff", "check", "--fix", "--quiet", ".", found=1)
     _tool(root, "ruff", "format", "--quiet", *MODULES)
+    update_twins(root)
+    scripts = sorted((root / "notebooks").glob("*.py"))
+    _tool(root, "nbstripout", "--keep-id", *(str(script.with_suffix(".ipynb")) for script in scripts))
+
+
+def update_twins(root: Path) -> None:
+    """Bring each .ipynb in line with its .py, which is the truth."""
     scripts = [str(path) for path in sorted((root / "notebooks").glob("*.py"))]
     # Not --sync: that takes the newer file, and an .ipynb that was only touched would undo an edit of its .py.
     _tool(root, "jupytext", "--quiet", "--update", "--to", "ipynb", *scripts)
-    _tool(root, "nbstripout", "--keep-id", *(str(Path(script).with_suffix(".ipynb")) for script in scripts))
 
 
 # --- Code
@@ -74,19 +82,19 @@ def mend(root: Path) -> None:
 
 def code(root: Path) -> Iterator[Finding]:
     """What ruff finds, and which modules it would format; notebooks are laid out by hand."""
-    said = _tool(root, "ruff", "check", "--output-format", "json", ".", may_find=True)
-    unformatted = _tool(root, "ruff", "format", "--check", "--output-format", "json", *MODULES, may_find=True)
+    said = _tool(root, "ruff", "check", "--output-format", "json", ".", found=1)
+    unformatted = _tool(root, "ruff", "format", "--check", "--output-format", "json", *MODULES, found=1)
     for each in [*json.loads(said or "[]"), *json.loads(unformatted or "[]")]:
         path = Path(each["filename"]).relative_to(root.resolve()).as_posix()
         yield Finding(path, each["location"]["row"], f"{each['code']}: {each['message']}")
 
 
-def _tool(root: Path, module: str, *arguments: str, may_find: bool = False) -> str:
-    """Run a tool of this Python; returns what it printed. `may_find`: exit code 1 means findings, not failure."""
+def _tool(root: Path, module: str, *arguments: str, found: int = 0) -> str:
+    """Run a tool of this Python; returns what it printed. `found`: the exit code that means findings, not failure."""
     done = subprocess.run(
         [sys.executable, "-m", module, *arguments], cwd=root, capture_output=True, encoding="utf-8", check=False
     )
-    if done.returncode > may_find or f"No module named {module}" in done.stderr:
+    if done.returncode not in (0, found) or f"No module named {module}" in done.stderr:
         said = (done.stderr.strip().splitlines() or ["it said nothing"])[-1]
         raise StageError(f"{module} failed: {said}; if it is missing, type: pip install -r requirements.txt")
     return done.stdout
@@ -216,6 +224,15 @@ def alternative_texts(lines: Lines, folder: Path) -> Iterator[tuple[int, str]]:
         for tag in re.findall(r"<img\b[^>]*>", line):
             if not re.search(r"""\balt=("[^"]*[^"\s][^"]*"|'[^']*[^'\s][^']*')""", tag):
                 yield number, "picture <img> has no alternative text"
+
+
+def spelling(root: Path) -> Iterator[Finding]:
+    """Misspelt words in documents, notebooks and the library, of a list of common ones (codespell)."""
+    read = [*documents(root), *sorted((root / "notebooks").glob("*.py")), *sorted((root / "wm_lib").rglob("*.py"))]
+    names = [path.relative_to(root).as_posix() for path in read]
+    for line in _tool(root, "codespell_lib", *names, found=65).splitlines():
+        if match := re.fullmatch(r"(?:\./)?(.+?):(\d+): (.+) ==> (.+)", line):
+            yield Finding(match[1], int(match[2]), f"'{match[3]}' is misspelt: {match[4]}")
 
 
 # --- Results

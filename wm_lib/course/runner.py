@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import ast
+import base64
 import hashlib
 import html
 import json
+import re
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from tqdm.std import tqdm
 
-from wm_lib import checkpoints
+from wm_lib import checkpoints, provenance
 from wm_lib.errors import StageError, UsageError
 from wm_lib.folders import project_root
 from wm_lib.report import COLUMNS, find_manifests, html_page, html_table, results_rows
@@ -35,15 +37,17 @@ def run_course(parameters: dict[str, Any], output: Path) -> list[dict[str, Any]]
     """Execute every notebook with the same parameters; what an earlier call finished is skipped.
 
     A notebook counts as finished when its source, the parameters and the notebooks before it are the same as
-    then, and the folder they worked in is still there. Executed notebooks, their HTML and `index.html` go into
-    `output`.
+    then, and the folder they worked in is still there. Executed notebooks, their HTML, `index.html` and
+    `course.json`, the parameters and the records, go into `output`.
 
     Args:
         parameters: Papermill parameters, checked before anything runs. Each notebook gets those it has.
         output: Folder for the results.
 
     Returns:
-        One record per notebook: name, digest, status ("ran" | "skipped"), minutes.
+        One record per notebook: name, digest, status ("ran" | "skipped"), machine, commit, minutes (an interrupted
+        try counts, unless it was killed outright), and measured: whether these are the minutes of all its work, since
+        the run began in an empty folder.
 
     Raises:
         UsageError: No notebook has one of the parameters, or its value is of another type than the notebook's own.
@@ -55,14 +59,27 @@ def run_course(parameters: dict[str, Any], output: Path) -> list[dict[str, Any]]
     output.mkdir(parents=True, exist_ok=True)
     run_dir = parameters.get("run_dir")
     afresh = run_dir is not None and not Path(run_dir).exists()
+    if afresh:  # what was finished was finished in a folder that is gone
+        for name in ("course", *(notebook.stem for notebook in notebooks)):
+            (output / f"{name}.json").unlink(missing_ok=True)
     records: list[dict[str, Any]] = []
     digest = json.dumps(parameters, sort_keys=True, default=str)
     with tqdm(notebooks, desc="course", unit="notebook") as bar:
         for notebook in bar:
             bar.set_postfix_str(notebook.stem)
             digest = hashlib.sha256((digest + notebook.read_text(encoding="utf-8")).encode()).hexdigest()
-            record = None if afresh else _finished(notebook, output, digest)
-            records.append(record or _run_notebook(notebook, chosen[notebook], output, digest))
+            before = _record(notebook, output, digest)
+            if before.get("status") == "ran" and (output / f"{notebook.stem}.html").exists():
+                records.append(before | {"status": "skipped"})
+            else:
+                begun = before if before.get("status") == "stopped" else {}
+                never = not (output / f"{notebook.stem}.json").exists()
+                measured = begun.get("measured", never and (records[-1]["measured"] if records else afresh))
+                record = {"name": notebook.stem, "digest": digest, "measured": measured}
+                records.append(_run_notebook(notebook, chosen[notebook], output, record, begun.get("minutes", 0.0)))
+            checkpoints.write_json(
+                output / "course.json", {"schema": 1, "parameters": parameters, "notebooks": records}
+            )
             write_index(records, parameters, output)
     return records
 
@@ -93,17 +110,19 @@ def _fits(value: Any, default: str) -> bool:
     return wanted is type(None) or type(value) is wanted or (wanted is float and type(value) is int)
 
 
-def _finished(notebook: Path, output: Path, digest: str) -> dict[str, Any] | None:
-    """The record of an earlier call that executed the same; None without one."""
+def _record(notebook: Path, output: Path, digest: str) -> dict[str, Any]:
+    """The record of an earlier call that executed the same, to its end or not; empty without one."""
     try:
         record = checkpoints.read_json(output / f"{notebook.stem}.json")
     except StageError:
-        return None
-    same = isinstance(record, dict) and record.get("digest") == digest
-    return record | {"status": "skipped"} if same and (output / f"{notebook.stem}.html").exists() else None
+        return {}
+    return record if isinstance(record, dict) and record.get("digest") == digest else {}
 
 
-def _run_notebook(notebook: Path, parameters: dict[str, Any], output: Path, digest: str) -> dict[str, Any]:
+def _run_notebook(
+    notebook: Path, parameters: dict[str, Any], output: Path, record: dict[str, Any], spent: float
+) -> dict[str, Any]:
+    """Execute a notebook; returns its record, which is on disk then, too. `spent`: minutes of tries before."""
     import papermill
     from jupyter_client.kernelspec import NoSuchKernel
     from nbclient.exceptions import DeadKernelError
@@ -112,10 +131,13 @@ def _run_notebook(notebook: Path, parameters: dict[str, Any], output: Path, dige
     executed = output / notebook.name
     again = f"its output is in {executed}; the same command goes on from there"
     begin = datetime.now(UTC)
+    record |= {"status": "stopped", "machine": provenance.machine(), "commit": provenance.commit()}
     try:
         papermill.execute_notebook(
             str(notebook), str(executed), parameters, cwd=str(notebook.parent), progress_bar=True
         )
+        _to_html(executed)
+        record["status"] = "ran"
     except PapermillExecutionError as error:
         what = " ".join(f"{error.ename}: {error.evalue}".split())
         raise StageError(f"{notebook.name} failed in cell {error.exec_count}: {what}; {again}") from None
@@ -125,16 +147,22 @@ def _run_notebook(notebook: Path, parameters: dict[str, Any], output: Path, dige
         raise StageError(
             f"{notebook.name} needs the Jupyter kernel {error.name}; type: pip install ipykernel"
         ) from None
-    _to_html(executed)
-    minutes = (datetime.now(UTC) - begin).total_seconds() / 60
-    record = {"name": notebook.stem, "digest": digest, "status": "ran", "minutes": minutes}
-    checkpoints.write_json(output / f"{notebook.stem}.json", record)
+    finally:
+        record["minutes"] = spent + (datetime.now(UTC) - begin).total_seconds() / 60
+        checkpoints.write_json(output / f"{notebook.stem}.json", record)
     return record
 
 
 def _to_html(executed: Path) -> None:
+    """Write an executed notebook as a page, which holds the pictures of `assets` that its text shows."""
     import nbformat
     from nbconvert import HTMLExporter
+
+    def embed(match: re.Match[str]) -> str:
+        picture = project_root() / match[1]
+        if not picture.exists():  # not published yet
+            return match[0]
+        return f'src="data:image/png;base64,{base64.b64encode(picture.read_bytes()).decode()}"'
 
     notebook = nbformat.read(executed, as_version=4)
     # A page has no kernel that a widget could ask, so where there is a picture of it, that is shown.
@@ -143,6 +171,7 @@ def _to_html(executed: Path) -> None:
             output.data.pop("application/vnd.jupyter.widget-view+json", None)
     resources = {"metadata": {"name": executed.stem}}
     body, _ = HTMLExporter(template_name="lab").from_notebook_node(notebook, resources)
+    body = re.sub(r'src="\.\./(assets/figures/[\w.-]+\.png)"', embed, body)
     executed.with_suffix(".html").write_text(body, encoding="utf-8")
 
 
