@@ -337,6 +337,16 @@ def test_a_finished_environment_stands_still(backend: str) -> None:
         assert (after["state"][:, 1] < info["state"][:, 1] + 0.5).all()  # one decision later, no second reset
 
 
+def test_a_finished_environment_stands_still_when_it_is_alone_too() -> None:
+    with closing(make_env(LANDER, 1, 0, "gymnasium")) as env:
+        env.reset()
+        obs, _, terminated, _, info = next(step for step in play(env, 200) if step[2].all())
+        after, reward, terminated, truncated, still = env.step(np.array([2]))
+        np.testing.assert_array_equal(after, obs)
+        np.testing.assert_array_equal(still["state"], info["state"])
+        assert reward == 0 and terminated.all() and not truncated.any()
+
+
 # -- FIRE and sticky actions
 
 

@@ -111,7 +111,7 @@ def make_env(
         return EnvPoolVectorEnv(task, seeds, sticky)
     env_fns = [partial(_make_task_env, task, s, sticky) for s in seeds]
     if num_envs == 1:
-        return SyncVectorEnv(env_fns, autoreset_mode=AutoresetMode.DISABLED)
+        return _Alone(env_fns, autoreset_mode=AutoresetMode.DISABLED)
     # Forking a process that has torch or OpenCV threads can deadlock. A fork server is clean, imports the
     # libraries once, and forks every worker from there; Windows only knows spawn.
     context = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
@@ -127,6 +127,14 @@ class _Workers(AsyncVectorEnv):
 
     def close_extras(self, timeout: float | None = None, terminate: bool = True) -> None:
         super().close_extras(timeout, terminate)
+
+
+class _Alone(SyncVectorEnv):
+    """Steps a finished environment too, instead of an assertion that it is not: a `TaskEnv` stands still by itself."""
+
+    def step(self, actions: np.ndarray) -> _Step:
+        self._autoreset_envs[:] = False
+        return super().step(actions)
 
 
 class EnvPoolVectorEnv(VectorEnv):
