@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from wm_lib.course.widgets import assemble, panes
+from wm_lib.course.widgets import WIDE, assemble, panes
 from wm_lib.models.world_model import WorldModel
 from wm_lib.tasks import ACTION_NAMES, Task
 from wm_lib.worlds import make_env
@@ -111,7 +111,7 @@ def widget(task: Task, world_model: WorldModel, seed: int = 0, backend: str = "g
 
     worlds = BothWorlds(task, world_model, seed, backend=backend)
     times = ipywidgets.IntSlider(1, min=1, max=MOST, description="a click is")
-    bold = ipywidgets.FloatSlider(1.0, min=0.0, max=1.5, step=0.05, description="temperature")
+    bold = ipywidgets.FloatSlider(1.0, min=0.0, max=1.5, step=0.05, description="temperature", style=WIDE)
     last = {"words": "", "game": seed}
 
     def draw() -> tuple[np.ndarray, str]:

@@ -26,6 +26,7 @@ Decode = Callable[[np.ndarray], np.ndarray]  # frames uint8 (batch, 64, 64, 3) o
 TURNS = (-2, -1, 0, 1, 2)  # standard deviations
 STRIP_COLUMNS = 6
 NUM_DRAWS = 10  # random numbers to choose from for a dream
+WIDE = {"description_width": "initial"}  # a slider's word is not cut short
 
 
 # --- What V draws for z
@@ -191,7 +192,7 @@ def temperature(world_model: WorldModel, z: np.ndarray, h: np.ndarray, action: n
     """
     import ipywidgets
 
-    bold = ipywidgets.FloatSlider(1.0, min=0.5, max=1.5, step=0.05, description="temperature")
+    bold = ipywidgets.FloatSlider(1.0, min=0.5, max=1.5, step=0.05, description="temperature", style=WIDE)
     numbers = ipywidgets.IntSlider(1, min=1, max=NUM_DRAWS, description="dream no.")
 
     def draw() -> tuple[np.ndarray, str]:
