@@ -2,7 +2,8 @@
 
 import nbformat
 import pytest
-from lab import ANSWER, ROOT, drag, errors, expect_drawn, expect_other_picture, picture, press
+from lab import ANSWER, ROOT, errors, expect_drawn, expect_other_picture, picture, press
+from papermill.iorw import load_notebook_node
 from papermill.parameterize import parameterize_notebook
 from playwright.sync_api import expect
 
@@ -48,8 +49,8 @@ def test_notebook_runs_and_its_widgets_answer(open_notebook, name, subtests):
 
 def test_curriculum_is_held_woken_and_stopped_by_the_buttons_of_its_board(open_notebook, course):
     """The kernel is busy all the while: the next cell waits for the end."""
-    original = nbformat.read(course / "notebooks" / "07_curriculum.ipynb", as_version=4)
-    copy = parameterize_notebook(original, {"run_dir": str(course / "runs" / "board")})
+    original = course / "notebooks" / "07_curriculum.ipynb"
+    copy = parameterize_notebook(load_notebook_node(str(original)), {"run_dir": str(course / "runs" / "board")})
     copy.metadata.pop("jupytext")  # it is no pair
     nbformat.write(copy, course / "notebooks" / "board.ipynb")
     with open_notebook("board") as notebook:
