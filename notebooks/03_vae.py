@@ -47,7 +47,7 @@ from torch import Tensor
 from torch.nn.functional import max_pool2d  # noqa: F401, for exercise 3.4
 
 from wm_lib import examine, gates
-from wm_lib.course import plots
+from wm_lib.course import plots, widgets
 from wm_lib.course.exercises.vae import (
     check_active_units,
     check_foreground_weights,
@@ -169,6 +169,25 @@ plots.frame_rows(rows, [f"{turn:.0f} %" for turn in turns], "Turning one number"
 # %% [markdown]
 # **Explain.** Some numbers move one thing; others change several at once. Nobody told V what a car or a ball is: it found
 # directions in which frames differ.
+
+# %% [markdown]
+# **Try.** Move the sliders, and V draws at every touch. Can you move one thing and nothing else? Can you draw a frame that no game
+# would ever show?
+
+# %%
+def draw_z(z: np.ndarray) -> np.ndarray:
+    """What V draws for z (batch, z_dim), as NumPy arrays."""
+    return draw(net, torch.from_numpy(z))
+
+
+widgets.show(widgets.latent_sliders(draw_z, frames[0], latents[index[0]], latents))
+
+# %% [markdown]
+# **Try.** Which *z* is the ball, or the car? Go through the numbers, those that move the picture most first; the lower row shows what
+# moves. Then take another frame: does the same number still do the same?
+
+# %%
+widgets.show(widgets.which_z(draw_z, frames, latents[index], latents))
 
 # %% [markdown]
 # ## 5. What goes wrong without help

@@ -44,7 +44,7 @@ import torch  # noqa: F401, for exercise 4.3
 from torch import Tensor
 
 from wm_lib import examine, gates
-from wm_lib.course import plots
+from wm_lib.course import plots, widgets
 from wm_lib.course.exercises.mdn_rnn import check_at_temperature, check_line_up, check_mdn_nll
 from wm_lib.events import read_scalars
 from wm_lib.models.mdn_rnn import (
@@ -182,6 +182,18 @@ figure
 # %% [markdown]
 # **Explain.** All dreams in a row start from the same moment and take the same actions. Where they differ, M says: this I do not know.
 # An agent trained in a bold dream cannot rely on luck; [notebook 06](06_dream.ipynb) uses that.
+
+# %% [markdown]
+# **Try.** One of these dreams, with the same random numbers at every temperature: from where on does it come apart?
+
+# %%
+slider = None
+if windows:
+    h = world_model.initial_state(1)
+    for t in range(watch):
+        h = world_model.step(z[which : which + 1, t], action[which : which + 1, t], h)
+    slider = widgets.show(widgets.temperature(world_model, z[which : which + 1, watch], h, action[which, watch:], seed))
+slider
 
 # %% [markdown]
 # ## 5. Before you go on: the checklist

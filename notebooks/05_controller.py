@@ -46,7 +46,7 @@ import numpy as np
 from wm_lib.control.agent import Agent
 from wm_lib.control.controller import num_params as num_linear
 from wm_lib.control.evolution import play_once, train_evolution
-from wm_lib.course import plots
+from wm_lib.course import cma_2d, plots, widgets
 from wm_lib.course.exercises.controller import (
     check_advantages,
     check_draw_action,
@@ -165,6 +165,14 @@ plots.learning_curves(scalars, {f"return in {short.max_decisions} decisions": ["
 # **Explain.** The best of many noisy trials is mostly lucky. That is why what we keep is the *mean* of the final distribution, played
 # anew. A few generations prove nothing; the paper ran hundreds. Set `controller.type: original` in a configuration file to train
 # the whole stage that way.
+
+# %% [markdown]
+# With thousands of parameters nobody can watch it. With two one can: here CMA-ES looks for the lowest point of a curved valley.
+#
+# **Try.** Step through the generations. When is the ellipse long, and which way does it point? Then begin with a much smaller sigma.
+
+# %%
+widgets.show(cma_2d.widget(seed))
 
 # %% [markdown]
 # ## 5. What goes wrong: keep the best

@@ -47,7 +47,7 @@ import numpy as np
 from wm_lib import examine
 from wm_lib.control.agent import RandomAgent
 from wm_lib.control.evolution import play_once, train_evolution
-from wm_lib.course import plots
+from wm_lib.course import play_dream, plots, widgets
 from wm_lib.course.exercises.dream import check_cheats, check_dream_return, check_expected_length, check_spearman
 from wm_lib.dreams import default_horizon, dream_against_reality, dreams_of
 from wm_lib.evaluation import agent_maker, evaluate, random_maker
@@ -92,6 +92,13 @@ plots.film(np.concatenate([calm.frames, asleep.frames], axis=1), "Dreams of rand
 # %% [markdown]
 # **Explain.** The dream has no score board to keep right and no physics to obey; it only has what M found worth remembering. Things may
 # appear, melt or double. What it keeps well is what the next few steps depend on.
+
+# %% [markdown]
+# **Try.** Play both worlds at once: the real game on the left, M's dream of it on the right, and your actions go to both. How long do
+# they agree? Do something that random play hardly ever does.
+
+# %%
+widgets.show(play_dream.widget(run.task, world_model, seed))
 
 # %% [markdown]
 # ## 2. Practising in a dream

@@ -45,7 +45,7 @@ import numpy as np
 from wm_lib import efficiency
 from wm_lib.compare import find_result
 from wm_lib.control.agent import Agent
-from wm_lib.course import plots
+from wm_lib.course import plots, step_through, widgets
 from wm_lib.course.exercises.results import (
     check_distinct_starts,
     check_honest_score,
@@ -141,6 +141,17 @@ shown
 # %% [markdown]
 # **Explain.** A film shows *how* an agent plays, which a mean hides. It is one game, chosen by nobody, and no evidence for
 # the score above.
+
+# %% [markdown]
+# **Try.** Go through the game decision by decision: what the agent sees, what V makes of it, and what M expects to come next. Find a
+# moment at which M was wrong. Had it thought of what really came?
+
+# %%
+viewer, name = None, run.task.name if run.task.name in films else next(iter(films), None)
+if name:
+    one = Pipeline.open(name, budget, run_dir, seed)
+    viewer = widgets.show(step_through.widget(one.task, one.world_model(), films[name]))
+viewer
 
 # %% [markdown]
 # ## 4. Was the world model worth it?

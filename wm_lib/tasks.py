@@ -80,6 +80,14 @@ TASKS: dict[str, Task] = {
     )
 }  # fmt: skip
 
+# What the actions do, for people. In Pong the paddle goes up and down.
+ACTION_NAMES = {
+    "pong": ("stay", "up", "down"),
+    "lunar-lander": ("nothing", "left engine", "main engine", "right engine"),
+    "breakout": ("stay", "right", "left"),
+    "car-racing": ("coast", "sharp left", "sharp right", "left, some gas", "right, some gas", "gas", "brake"),
+}
+
 _OLD_IDS = {"LunarLander-v2": "LunarLander-v3", "CarRacing-v2": "CarRacing-v3"}
 
 

@@ -72,6 +72,11 @@ class CMAES:
         """Centre of the distribution, float64 (num_params,)."""
         return np.array(self._strategy.mean)
 
+    @property
+    def covariance(self) -> np.ndarray:
+        """Covariance of the next candidates, float64 (num_params, num_params)."""
+        return self._strategy.sigma**2 * np.array(self._strategy.C)
+
     def ask(self) -> np.ndarray:
         """The next candidates, float64 (population_size, num_params)."""
         self._candidates = self._strategy.ask()

@@ -99,6 +99,17 @@ class NeuralWorldModel:
             terminated = logit.sigmoid() > done_threshold
         return next_z.numpy(), reward.numpy(), terminated.numpy(), self._remember(z, h, (lstm_h, lstm_c))
 
+    @torch.inference_mode()
+    def predict(self, z: np.ndarray, action: np.ndarray, h: np.ndarray) -> tuple[np.ndarray, ...]:
+        """What M expects after z and the action, from which `imagine` draws.
+
+        Returns:
+            `log_pi`, `mu` and `log_sigma` of the next z, each (batch, z_dim, num_mixtures); the reward (batch,) and
+            the probability of the end (batch,).
+        """
+        output, reward, logit = self.mdn_rnn.heads(self._lstm(z, action, h)[0])
+        return tuple(tensor.numpy() for tensor in (*output, reward, logit.sigmoid()))
+
     def _lstm(self, z: np.ndarray, action: np.ndarray, h: np.ndarray) -> tuple[Tensor, Tensor]:
         """The LSTM's next h and c, each (batch, rnn_size)."""
         size = self.mdn_rnn.rnn_size
