@@ -8,7 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from urllib.error import URLError
@@ -166,23 +166,26 @@ def picture(widget: Locator) -> str:
     return widget.locator("img").first.get_attribute("src") or ""
 
 
-def drag(widget: Locator) -> None:
-    """Drag its first slider to its other half."""
-    slider, page = widget.locator(".noUi-target").first, widget.page
-    handle = slider.locator(".noUi-handle").first
-    handle.hover()
-    box, grip = slider.bounding_box(), handle.bounding_box()
-    assert box and grip
-    middle = box["x"] + box["width"] / 2
-    far = 0.2 if grip["x"] + grip["width"] / 2 > middle else 0.8
-    page.mouse.down()
-    page.mouse.move(box["x"] + far * box["width"], box["y"] + box["height"] / 2, steps=5)
-    page.mouse.up()
+def drag(slider: str) -> Callable[[Locator], None]:
+    """Drag a widget's slider of this name to its other half, in one go."""
+
+    def act(widget: Locator) -> None:
+        one = widget.locator(".widget-slider").filter(has_text=slider).first
+        track, handle, mouse = one.locator(".noUi-target"), one.locator(".noUi-handle"), widget.page.mouse
+        handle.hover()
+        box, grip = track.bounding_box(), handle.bounding_box()
+        assert box and grip
+        far = 0.2 if grip["x"] + grip["width"] / 2 > box["x"] + box["width"] / 2 else 0.8
+        mouse.down()
+        mouse.move(box["x"] + far * box["width"], box["y"] + box["height"] / 2)
+        mouse.up()
+
+    return act
 
 
-def press(widget: Locator, button: str) -> None:
-    """Click its button of this name."""
-    widget.get_by_role("button", name=button, exact=True).click()
+def press(button: str) -> Callable[[Locator], None]:
+    """Click a widget's button of this name."""
+    return lambda widget: widget.get_by_role("button", name=button, exact=True).click()
 
 
 def expect_other_picture(widget: Locator, before: str) -> None:

@@ -2,7 +2,7 @@
 
 import nbformat
 import pytest
-from lab import ANSWER, ROOT, errors, expect_drawn, expect_other_picture, picture, press
+from lab import ANSWER, ROOT, drag, errors, expect_drawn, expect_other_picture, picture, press
 from papermill.iorw import load_notebook_node
 from papermill.parameterize import parameterize_notebook
 from playwright.sync_api import expect
@@ -18,7 +18,16 @@ FIGURES = {  # words from the cell with the picture that matters most
     "07_curriculum": "plots.scores(",
     "08_results": "plots.scores(",
 }
-WIDGETS = {}  # what is done to each of a notebook's widgets
+WIDGETS = {  # what is done to each of a notebook's widgets, one after the other; each makes another picture
+    "03_vae": {
+        "wm-latent-sliders": [drag("z["), press("Back to the frame")],
+        "wm-which-z": [drag("rank of z"), drag("frame")],
+    },
+    "04_mdn_rnn": {"wm-temperature": [drag("temperature"), drag("dream no.")]},
+    "05_controller": {"wm-cma-2d": [press("Next"), drag("generation"), drag("first sigma")]},
+    "06_dream": {"wm-play-dream": [press("gas"), press("Dream from here"), press("New game")]},
+    "08_results": {"wm-step-through": [press("Next"), drag("decision")]},
+}
 
 
 @pytest.mark.parametrize("name", FIGURES)
@@ -38,12 +47,13 @@ def test_notebook_runs_and_its_widgets_answer(open_notebook, name, subtests):
 
         known = WIDGETS.get(name, {})
         assert notebook.widgets() == set(known)
-        for widget, act in known.items():
+        for widget, acts in known.items():
             with subtests.test(widget):
                 box = notebook.page.locator(f".{widget}")
-                before = picture(box)
-                act(box)
-                expect_other_picture(box, before)
+                for act in acts:
+                    before = picture(box)
+                    act(box)
+                    expect_other_picture(box, before)
                 box.screenshot(path=ROOT / "build" / "ui" / f"{name}_{widget}.png")
 
 
@@ -58,7 +68,7 @@ def test_curriculum_is_held_woken_and_stopped_by_the_buttons_of_its_board(open_n
         board = notebook.code_cell("session.board").locator(".jp-Cell-outputArea")
         for button, state in ((None, "running"), ("Pause", "paused"), ("Go on", "running"), ("Stop", "stopped")):
             if button:
-                press(board, button)
+                press(button)(board)
             expect(board.get_by_role("cell", name=state, exact=True)).to_have_count(1, timeout=ANSWER * 1000)
             board.screenshot(path=ROOT / "build" / "ui" / f"board_{state}.png")
         notebook.wait()
