@@ -5,7 +5,7 @@ from pathlib import Path
 import chromium
 import lab
 import pytest
-from playwright.sync_api import sync_playwright
+from playwright.sync_api import expect, sync_playwright
 
 FLAGS = """--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking
 --disable-component-update --disable-sync""".split()
@@ -16,6 +16,7 @@ def browser():
     path = chromium.find()
     if path is None:
         pytest.exit(chromium.MISSING, returncode=1)
+    expect.set_options(timeout=60_000)
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=path, headless=True, args=FLAGS)
         yield browser

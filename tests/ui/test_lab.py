@@ -2,7 +2,7 @@
 
 import nbformat
 import pytest
-from lab import ANSWER, ROOT, drag, errors, expect_drawn, expect_other_picture, picture, press
+from lab import ROOT, drag, errors, expect_drawn, expect_other_picture, picture, press
 from papermill.iorw import load_notebook_node
 from papermill.parameterize import parameterize_notebook
 from playwright.sync_api import expect
@@ -69,7 +69,7 @@ def test_curriculum_is_held_woken_and_stopped_by_the_buttons_of_its_board(open_n
         for button, state in ((None, "running"), ("Pause", "paused"), ("Go on", "running"), ("Stop", "stopped")):
             if button:
                 press(button)(board)
-            expect(board.get_by_role("cell", name=state, exact=True)).to_have_count(1, timeout=ANSWER * 1000)
+            expect(board.get_by_role("cell", name=state, exact=True)).to_have_count(1)
             board.screenshot(path=ROOT / "build" / "ui" / f"board_{state}.png")
         notebook.wait()
         saved = notebook.save()
