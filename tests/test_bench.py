@@ -109,6 +109,13 @@ def test_dreams_and_real_environments(tiny):
     assert row["detail"].startswith("pong, 8 dreams in fp32; 8 environments encoded in ")
 
 
+def test_a_slider_and_a_figure(tiny):
+    (row,) = bench.run_bench(["widget_redraw"], rounds=1)["rows"]
+    assert set(row) == ROW and (row["name"], row["unit"]) == ("widget_redraw", "redraws/s")
+    assert row["detail"] == "a slider of z to a PNG of 520 x 300"
+    assert row["ours"] > 0 and row["reference"] > 0
+
+
 def test_one_worker_beside_this_process(tiny, monkeypatch):
     monkeypatch.setattr(bench_pairs, "SCALE_DECISIONS", 2)
     (row,) = bench.run_bench(["scale_overhead"], "pong", rounds=1)["rows"]
@@ -196,9 +203,13 @@ def test_dream_step_is_the_worst_of_the_four_unless_a_task_is_given(monkeypatch)
 @pytest.mark.parametrize(
     ("package", "left_out"),
     [
-        ("torch", ["vae_encode", "vae_train", "vae_loss", "mdn_rnn_train", "dream_step", "scale_overhead"]),
+        (
+            "torch",
+            ["vae_encode", "vae_train", "vae_loss", "mdn_rnn_train", "dream_step", "widget_redraw", "scale_overhead"],
+        ),
         ("envpool", ["collect", "vae_loss", "dream_step", "scale_overhead"]),
         ("Box2D", ["collect"]),
+        ("ipywidgets", ["widget_redraw"]),
     ],
 )
 def test_a_row_whose_package_is_missing_is_left_out_by_name(monkeypatch, package, left_out):

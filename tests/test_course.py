@@ -190,3 +190,20 @@ def test_the_command_prints_one_line_for_a_wrong_parameter(project, executed, ca
     assert f"2 notebooks done in 0 minutes: {project / 'build' / 'course' / 'smoke' / 'index.html'}" in (
         capsys.readouterr().out
     )
+
+
+def test_a_page_shows_the_picture_of_a_widget(tmp_path):
+    png = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNkYPhfDwAChwGA60e6kgAAAABJRU5ErkJggg=="
+    view = {"application/vnd.jupyter.widget-view+json": {"version_major": 2, "version_minor": 0, "model_id": "abc"}}
+    output = nbformat.v4.new_output("execute_result", {"text/plain": "a slider", "image/png": png, **view})
+    cell = nbformat.v4.new_code_cell("slider", outputs=[output])
+    state = {
+        "application/vnd.jupyter.widget-state+json": {"state": {"abc": {}}, "version_major": 2, "version_minor": 0}
+    }
+    path = tmp_path / "01_slider.ipynb"
+    nbformat.write(nbformat.v4.new_notebook(cells=[cell], metadata={"widgets": state}), path)
+    before = path.read_bytes()
+    runner._to_html(path)
+    page = path.with_suffix(".html").read_text(encoding="utf-8")
+    assert f"data:image/png;base64,{png}" in page and "model_id" not in page.split("<body")[1]
+    assert "<title>01_slider</title>" in page and path.read_bytes() == before

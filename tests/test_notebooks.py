@@ -136,5 +136,11 @@ def test_code_compiles_and_every_figure_has_a_text_beside_it(notebook):
             assert told, f"nothing says in words what this shows: {cell.source[-80:]}"
 
 
+def test_every_widget_leaves_a_picture(notebook):
+    for cell in code(notebook):
+        if re.search(r"\b(widgets\.\w+|\w+\.widget)\(", cell.source):
+            assert "widgets.show(" in cell.source, cell.source
+
+
 def test_no_cell_is_longer_than_a_screen(notebook):
     assert max(len(cell.source.splitlines()) for cell in notebook.cells) <= 45

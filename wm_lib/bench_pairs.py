@@ -271,6 +271,45 @@ def _cma_generation(task: Task, config: Config, seed: int, stack: ExitStack) -> 
     return Pair("decisions/s", ours, reference, lambda: detail)
 
 
+def _widget_redraw(task: Task, config: Config, seed: int, stack: ExitStack) -> Pair:
+    """A touch of a slider to the PNG that the page gets; a new matplotlib figure of the same two pictures."""
+    import io
+
+    from matplotlib.figure import Figure
+
+    from wm_lib.course import widgets
+    from wm_lib.models.mdn_rnn import MDNRNN
+    from wm_lib.models.neural import NeuralWorldModel
+    from wm_lib.models.vae import VAE
+    from wm_lib.worlds.simulation import make_env, stand_in
+
+    _prepare(seed)
+    frame = make_env(stand_in(task), 1, seed).reset()[0][0]  # noise would not pack as a picture does
+    model = NeuralWorldModel(VAE(config.vae.z_dim, frame / 255), MDNRNN(config.vae.z_dim, task.num_actions))
+    latents = np.random.default_rng(seed).standard_normal((100, config.vae.z_dim), dtype=np.float32)
+    box = widgets.latent_sliders(model.decode, frame, latents[0], latents)
+    slider = box.children[0].children[0]
+    values = cycle(np.linspace(slider.min, slider.max, 101))
+    z = latents[:1].copy()
+
+    def ours() -> int:
+        slider.value = next(values)
+        return 1
+
+    def reference() -> int:
+        z[0, 0] = next(values)
+        figure = Figure(figsize=(5.2, 3.0))
+        axes = figure.subplots(1, 2)
+        for axis, picture, title in zip(axes, (frame, model.decode(z)[0]), ("the frame", "V draws"), strict=True):
+            axis.imshow(picture, interpolation="nearest")
+            axis.set(title=title, xticks=[], yticks=[])
+        figure.savefig(io.BytesIO(), format="png")
+        return 1
+
+    height, width = widgets.draw_latents(model.decode, frame, z[0]).shape[:2]
+    return Pair("redraws/s", ours, reference, lambda: f"a slider of z to a PNG of {width} x {height}")
+
+
 def _scale_overhead(task: Task, config: Config, seed: int, stack: ExitStack) -> Pair:
     """A piece of a generation by one worker of a Dask cluster; the same tasks in this process. One thread each.
 
@@ -339,6 +378,7 @@ BENCHES: dict[str, tuple[Callable[[Task, Config, int, ExitStack], Pair | dict[st
     "mdn_rnn_train": (_mdn_rnn_train, ("torch",)),
     "dream_step": (_dream_step, ("torch", "gymnasium", "envpool", "cv2")),
     "cma_generation": (_cma_generation, ()),
+    "widget_redraw": (_widget_redraw, ("torch", "gymnasium", "cv2", "ipywidgets")),
     "scale_overhead": (_scale_overhead, ("distributed", "torch", "envpool", "cv2")),
 }  # name -> what makes the pair, or the whole row, and the packages it needs
 

@@ -79,9 +79,10 @@ class BothWorlds:
 
     def _play(self, action: int) -> float:
         """One decision in the real game, remembered by M; its reward."""
+        if self._over:
+            return 0.0
         taken = np.array([action])
-        if not self._over:
-            self._h = self.world_model.step(self.world_model.encode(self.frame[None]), taken, self._h)
+        self._h = self.world_model.step(self.world_model.encode(self.frame[None]), taken, self._h)
         obs, reward, terminated, truncated, _ = self._env.step(taken)
         self.frame, self._over = obs[0], bool(terminated[0] | truncated[0])
         return float(reward[0])

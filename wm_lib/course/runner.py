@@ -133,9 +133,16 @@ def _run_notebook(notebook: Path, parameters: dict[str, Any], output: Path, dige
 
 
 def _to_html(executed: Path) -> None:
+    import nbformat
     from nbconvert import HTMLExporter
 
-    body, _ = HTMLExporter(template_name="lab").from_filename(str(executed))
+    notebook = nbformat.read(executed, as_version=4)
+    # A page has no kernel that a widget could ask, so where there is a picture of it, that is shown.
+    for output in (output for cell in notebook.cells for output in cell.get("outputs", ())):
+        if "image/png" in output.get("data", {}):
+            output.data.pop("application/vnd.jupyter.widget-view+json", None)
+    resources = {"metadata": {"name": executed.stem}}
+    body, _ = HTMLExporter(template_name="lab").from_notebook_node(notebook, resources)
     executed.with_suffix(".html").write_text(body, encoding="utf-8")
 
 

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import base64
 import html
-from collections.abc import Callable, Mapping, Sequence
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -257,7 +259,8 @@ def assemble(
     )
 
     def redraw(_: Any = None) -> None:
-        picture, words = draw()
+        with _one_thread():
+            picture, words = draw()
         line.value, image.tooltip = html.escape(words), f"{description}. {words}"
         image.value = to_png(picture)
 
@@ -271,6 +274,21 @@ def assemble(
     box.add_class("wm-widget")
     box.add_class(f"wm-{name}")
     return box
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Let torch work alone: a frame is too little to share, and to wait for a busy core takes longer than the work."""
+    torch = sys.modules.get("torch")
+    if torch is None:
+        yield
+        return
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def stepper(slider: DOMWidget) -> DOMWidget:
