@@ -224,14 +224,14 @@ class Shown:
             "image/png": base64.b64encode(picture.value).decode(),
             "text/plain": repr(self),
         }
-        return data, {"image/png": {"alt": picture.tooltip}}
+        return data, {"image/png": {"alt": picture.alt}}
 
     def __repr__(self) -> str:
-        return picture_of(self.widget).tooltip
+        return picture_of(self.widget).alt
 
 
 def picture_of(widget: VBox) -> Image:
-    """The picture in what `assemble` made."""
+    """The picture in what `assemble` made; its `alt` says what is to be seen."""
     return widget.children[1]
 
 
@@ -261,7 +261,8 @@ def assemble(
     def redraw(_: Any = None) -> None:
         with _one_thread():
             picture, words = draw()
-        line.value, image.tooltip = html.escape(words), f"{description}. {words}"
+        line.value = html.escape(words)
+        image.alt = f"{description}. {words}"  # not its tooltip: in JupyterLab an Image with one is not shown at all
         image.value = to_png(picture)
 
     for control in controls:
