@@ -78,7 +78,7 @@ def pane(picture: np.ndarray, row: int, column: int, zoom: int) -> np.ndarray:
 
 
 def assert_alike(ours: np.ndarray, theirs: np.ndarray) -> None:
-    """Pictures of the same z, drawn in batches of different sizes: sums are rounded differently."""
+    """Pictures of the same z, drawn in other batches or by more threads: sums are rounded differently."""
     np.testing.assert_allclose(ours.astype(int), theirs.astype(int), atol=1)
 
 
@@ -111,14 +111,14 @@ def test_sliders_draw_what_the_vae_decodes(model):
     assert len(sliders) == 4
     before = shown(box)
     np.testing.assert_array_equal(pane(before, 0, 0, 4), FRAMES[0])
-    np.testing.assert_array_equal(pane(before, 0, 1, 4), model.decode(LATENTS[:1])[0])
+    assert_alike(pane(before, 0, 1, 4), model.decode(LATENTS[:1])[0])
     z = LATENTS[0].copy()
     for one, value in zip(sliders, (3.0, -2.5, 1.25, 4.0), strict=True):
         one.value = value
         z[int(one.description[2:-1])] = value
     with torch.inference_mode():
         pixels = model.vae.decode(torch.from_numpy(z[None]))[0].permute(1, 2, 0).numpy()
-    np.testing.assert_allclose(pane(shown(box), 0, 1, 4), 255 * pixels, atol=0.51)
+    np.testing.assert_allclose(pane(shown(box), 0, 1, 4), 255 * pixels, atol=0.6)
     assert line(box) == f"4 of {Z} numbers are turned"
     click(box, "Back to the frame")
     np.testing.assert_array_equal(shown(box), before)
@@ -130,10 +130,8 @@ def test_a_slider_reaches_the_frame_wherever_it_lies(model):
     box = widgets.latent_sliders(model.decode, FRAMES[0], far, LATENTS, num=Z)
     assert slider(box, "z[2]").value == 40.0 and slider(box, "z[2]").min < LATENTS[:, 2].mean() - 5
     constant = np.zeros((5, Z), np.float32)  # of an untrained V, say
-    np.testing.assert_array_equal(
-        pane(shown(widgets.latent_sliders(model.decode, FRAMES[0], constant[0], constant)), 0, 1, 4),
-        model.decode(constant[:1])[0],
-    )
+    box = widgets.latent_sliders(model.decode, FRAMES[0], constant[0], constant)
+    assert_alike(pane(shown(box), 0, 1, 4), model.decode(constant[:1])[0])
 
 
 def planted(z: np.ndarray) -> np.ndarray:
@@ -353,7 +351,7 @@ def test_both_worlds_begin_alike_and_obey_the_same_actions(model):
     z, rng = model.encode(obs), np.random.default_rng(SEED)
     rng.integers(1, size=1)  # which of one moment the dream begins at
     np.testing.assert_array_equal(pane(shown(box), 0, 0, 4), obs[0])
-    np.testing.assert_array_equal(pane(shown(box), 0, 1, 4), model.decode(z)[0])
+    assert_alike(pane(shown(box), 0, 1, 4), model.decode(z)[0])
     really = dreamt = 0.0
     for t, action in enumerate((2, 1, 3, 0), 1):
         click(box, ACTION_NAMES["lunar-lander"][action])
@@ -361,12 +359,12 @@ def test_both_worlds_begin_alike_and_obey_the_same_actions(model):
         z, paid, _, h = model.imagine(z, np.array([action]), h, 1.0, rng, 0.5)
         really, dreamt = really + reward[0], dreamt + paid[0]
         np.testing.assert_array_equal(pane(shown(box), 0, 0, 4), obs[0])
-        np.testing.assert_array_equal(pane(shown(box), 0, 1, 4), model.decode(z)[0])
+        assert_alike(pane(shown(box), 0, 1, 4), model.decode(z)[0])
         assert f"decision {t}. Paid: really {really:.2f}, in the dream {dreamt:.2f}." in line(box)
     env.close()
 
     click(box, "Dream from here")
-    np.testing.assert_array_equal(pane(shown(box), 0, 1, 4), model.decode(model.encode(obs))[0])
+    assert_alike(pane(shown(box), 0, 1, 4), model.decode(model.encode(obs))[0])
     assert "decision 0. Paid: really 0.00, in the dream 0.00." in line(box)
     slider(box, "a click is").value = 5
     click(box, "nothing")
@@ -412,6 +410,26 @@ def test_the_memory_goes_on_with_the_real_game(model):
 
 
 # --- What the page gets
+
+
+def test_one_thread_draws_and_the_others_come_back():
+    threads, seen = torch.get_num_threads(), []
+    torch.set_num_threads(2)
+    number = ipywidgets.IntSlider(0)
+
+    def draw() -> tuple[np.ndarray, str]:
+        seen.append(torch.get_num_threads())
+        if number.value == 2:
+            raise ValueError("cannot draw")
+        return FRAMES[0], "a < b"
+
+    box = widgets.assemble("test", draw, [number], "Noise")
+    number.value = 1
+    with pytest.raises(ValueError):
+        number.value = 2
+    assert seen == [1, 1, 1] and torch.get_num_threads() == 2
+    torch.set_num_threads(threads)
+    assert line(box) == "a &lt; b" and repr(widgets.show(box)) == "Noise. a < b"
 
 
 @pytest.fixture(params=["latent-sliders", "which-z", "temperature", "step-through", "cma-2d", "play-dream"])
