@@ -143,7 +143,9 @@ def latent_sliders(decode: Decode, frame: np.ndarray, z: np.ndarray, latents: np
 
     def draw() -> tuple[np.ndarray, str]:
         now = start.copy()
-        now[units] = [slider.value for slider in sliders]
+        for unit, slider in zip(units, sliders, strict=True):
+            if abs(slider.value - z[unit]) > slider.step / 2:  # JupyterLab rounds untouched ones to whole steps as well
+                now[unit] = slider.value
         return draw_latents(decode, frame, now), f"{np.count_nonzero(now != start)} of {len(z)} numbers are turned"
 
     def back(_: Any) -> None:
