@@ -10,11 +10,11 @@ INSTALLED := $(VENV)/installed
 RUN := PATH="$(CURDIR)/$(BIN):$$PATH" JUPYTER_PREFER_ENV_PATH=1
 
 .DEFAULT_GOAL := help
-.PHONY: help course test lint lab sync clean
+.PHONY: help course test test-ui lint lab sync clean
 
 help:  ## this list
 	@echo "usage: make TARGET [BUDGET=smoke|laptop|full] [PYTHON=python3.12]"
-	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  \1\t\2/p' Makefile
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  \1\t\2/p' Makefile
 
 course: $(INSTALLED)  ## run the whole course at BUDGET (default laptop); interrupted, it resumes
 	$(RUN) $(BIN)/wm course --budget $(BUDGET)
@@ -22,6 +22,10 @@ course: $(INSTALLED)  ## run the whole course at BUDGET (default laptop); interr
 test: $(INSTALLED)  ## run all tests, and every notebook at budget smoke
 	$(RUN) WM_BUDGET=smoke $(BIN)/python -m pytest --durations=10 \
 		--nbmake --nbmake-kernel=python3 --nbmake-timeout=300 tests notebooks
+
+test-ui: $(INSTALLED)  ## run every notebook in JupyterLab, in a real browser
+	$(BIN)/python tests/ui/chromium.py
+	$(RUN) $(BIN)/python -m pytest --durations=10 tests/ui
 
 lint: $(INSTALLED)  ## review code, notebooks and documents (wm vet)
 	$(BIN)/wm vet

@@ -453,7 +453,7 @@ def test_the_page_can_find_it_and_has_a_picture_without_widgets(each):
     data, metadata = widgets.show(box)._repr_mimebundle_()
     assert data["application/vnd.jupyter.widget-view+json"]["model_id"] == box.model_id
     assert base64.b64decode(data["image/png"]) == image.value
-    assert data["text/plain"] == metadata["image/png"]["alt"] == image.tooltip and len(image.tooltip) > 40
+    assert data["text/plain"] == metadata["image/png"]["alt"] == image.alt and len(image.alt) > 40
     assert max(shown(box).shape[:2]) < 1000  # fits a screen
     json.dumps([data, metadata])
 

@@ -124,6 +124,9 @@ def _widgets(curriculum: Curriculum) -> dict[str, Any]:
     for name, word in (("pause", "Pause"), ("run", "Go on"), ("stop", "Stop")):
         parts[name] = ipywidgets.Button(description=word)
         parts[name].on_click(lambda _, name=name: control(curriculum.directory, name))
+        # ipykernel 7.4 takes a click to the shell that made the button, where the cell with `wait` is running. If
+        # it does not know which that was, the click goes where JupyterLab sent it, to a shell that is free.
+        vars(parts[name].comm).pop("_reply_subshell_id", None)
     buttons = ipywidgets.HBox([parts["pause"], parts["run"], parts["stop"]])
     parts["board"] = ipywidgets.VBox([parts["table"], parts["line"], buttons, parts["picture"]])
     return parts

@@ -144,7 +144,9 @@ def latent_sliders(decode: Decode, frame: np.ndarray, z: np.ndarray, latents: np
 
     def draw() -> tuple[np.ndarray, str]:
         now = start.copy()
-        now[units] = [slider.value for slider in sliders]
+        for unit, slider in zip(units, sliders, strict=True):
+            if abs(slider.value - z[unit]) > slider.step / 2:  # JupyterLab rounds untouched ones to whole steps as well
+                now[unit] = slider.value
         return draw_latents(decode, frame, now), f"{np.count_nonzero(now != start)} of {len(z)} numbers are turned"
 
     def back(_: Any) -> None:
@@ -225,14 +227,14 @@ class Shown:
             "image/png": base64.b64encode(picture.value).decode(),
             "text/plain": repr(self),
         }
-        return data, {"image/png": {"alt": picture.tooltip}}
+        return data, {"image/png": {"alt": picture.alt}}
 
     def __repr__(self) -> str:
-        return picture_of(self.widget).tooltip
+        return picture_of(self.widget).alt
 
 
 def picture_of(widget: VBox) -> Image:
-    """The picture in what `assemble` made."""
+    """The picture in what `assemble` made; its `alt` says what is to be seen."""
     return widget.children[1]
 
 
@@ -262,7 +264,8 @@ def assemble(
     def redraw(_: Any = None) -> None:
         with _one_thread():
             picture, words = draw()
-        line.value, image.tooltip = html.escape(words), f"{description}. {words}"
+        line.value = html.escape(words)
+        image.alt = f"{description}. {words}"  # not its tooltip: in JupyterLab an Image with one is not shown at all
         image.value = to_png(picture)
 
     for control in controls:
