@@ -82,16 +82,14 @@ def draw_generation(generations: list[Generation], number: int) -> np.ndarray:
     axes.scatter(*now.candidates[~filled].T, s=28, facecolors="white", edgecolors=BLUE, label="the others", zorder=3)
     axes.plot(*np.array([g.mean for g in generations[: number + 1]]).T, color=RED, marker="+", label="mean, so far")
     width, height, angle = ellipse(now.covariance)
-    for times, style in ((1, "-"), (2, "--")):
-        outline = Ellipse(
-            now.mean, times * width, times * height, angle=angle, fill=False, color=ORANGE, linestyle=style
-        )
-        axes.add_patch(outline)
+    drawn = {"angle": angle, "fill": False, "color": ORANGE, "linewidth": 2, "zorder": 4}
+    axes.add_patch(Ellipse(now.mean, width, height, label="one sigma", **drawn))
+    axes.add_patch(Ellipse(now.mean, 2 * width, 2 * height, linestyle="--", **drawn))
     axes.plot(1, 1, marker="*", markersize=14, color="black", linestyle="none", label="best point")
     axes.set(
         xlim=VIEW[:2], ylim=VIEW[2:], xlabel="first number", ylabel="second number", title=f"generation {number + 1}"
     )
-    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False)
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False)
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
     return np.asarray(canvas.buffer_rgba())[..., :3].copy()
