@@ -75,6 +75,25 @@ def everything(directory, executor=None):
     return controller.params.tobytes(), controller.meta, log, scores, facts, shards
 
 
+def thread_variables():
+    return {name: value for name, value in os.environ.items() if name.endswith("_NUM_THREADS")}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def this_process_keeps_its_threads():
+    """What starts beside or after a cluster, V's training above all, must compute as without one, to the last bit."""
+    before = thread_variables()
+    yield
+    assert thread_variables() == before  # workers that died and were replaced included
+
+
+def test_workers_have_one_thread_and_this_process_keeps_its_own():
+    before = thread_variables()
+    with cluster.connect("local:1") as executor:
+        assert thread_variables() == before
+        assert executor.submit(os.getenv, "OMP_NUM_THREADS").result() == "1"
+
+
 @pytest.fixture(scope="module")
 def plain(tmp_path_factory):
     return everything(tmp_path_factory.mktemp("plain"))

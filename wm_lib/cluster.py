@@ -39,6 +39,7 @@ WORKER_SECONDS = 60.0  # for the first worker to be there
 AT_ONCE = 256  # tasks handed in and not yet taken back
 # What must not differ between here and a worker: each of them decides numbers, or how arrays are sent.
 _PACKAGES = ("numpy", "torch", "gymnasium", "envpool", "ale-py", "box2d", "distributed")
+_THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 _LOST = "what is finished stays, the same command goes on from there once the cluster runs again"
 
 _done: WeakKeyDictionary[Executor, Counter[str]] = WeakKeyDictionary()
@@ -74,6 +75,10 @@ def connect(address: str) -> Iterator[Executor | None]:
     settings = {
         "distributed.admin.large-graph-warning-threshold": "1GB",  # V and M are meant to be sent
         "distributed.worker.daemon": False,  # Gymnasium's environments are children of the worker
+        # By default Dask sets these in *our* environment, before it starts a worker: V and M would train on one thread
+        # here, and to other weights.
+        "distributed.nanny.pre-spawn-environ": {},
+        "distributed.nanny.environ": dict.fromkeys(_THREADS, "1"),
     }
     with dask.config.set(settings):
         cluster = None
