@@ -496,14 +496,14 @@ def test_the_plain_vae_is_trained_without_background_and_weights(
     seen = []
 
     def spy(
-        model: VAE, frames: Tensor, weights: Tensor | None, beta: float, slowness: float
+        model: VAE, frames: Tensor, weights: Tensor | None, beta: float, slowness: float, fovea: float
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        seen.append((weights, slowness))
-        return vae_loss(model, frames, weights, beta, slowness)
+        seen.append((weights, slowness, fovea))
+        return vae_loss(model, frames, weights, beta, slowness, fovea)
 
     monkeypatch.setattr(vae, "vae_loss", spy)
-    model = train_vae(data, tiny(num_updates=2, centred=False), seed=0, directory=tmp_path)
-    assert seen == [(None, 0.0)] * 3 and not model.background.any()
+    model = train_vae(data, tiny(num_updates=2, centred=False, fovea=1.0), seed=0, directory=tmp_path)
+    assert seen == [(None, 0.0, 0.0)] * 3 and not model.background.any()
 
 
 def test_the_second_half_of_a_batch_follows_the_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
