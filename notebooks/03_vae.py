@@ -72,7 +72,8 @@ print(f"{run.task.name}: {run.directory}")
 #
 # So we help. V sees and draws only the difference from the *background*, the median of all frames. And pixels in the *foreground*,
 # those that differ from the median of their own episode and those around them, weigh more. A third help is for whoever reads *z*:
-# frames that follow each other should have *z* that lie near each other. That is called *slowness*.
+# frames that follow each other should have *z* that lie near each other. That is called *slowness*. In LunarLander there is a
+# fourth, a *fovea*: V draws the window around the foreground once more, always in the middle, and so learns which way the ship leans.
 #
 # **Predict.** Which parts of the frame below will be foreground?
 

@@ -301,10 +301,11 @@ class TaskEnv(gymnasium.Wrapper):
             top, bottom, left, right = self.task.crop
             return native_obs[top:bottom, left:right]
         if self.task.name == "lunar-lander":
-            # EnvPool does not draw the exhaust, whose sparks are no part of the ship; both paths must show the same.
-            # They touch nothing but the ground: without them every state and reward is what it was.
+            # Both paths must show the same, or V tells the two apart and C does not know such z. EnvPool draws no
+            # exhaust, which touches nothing but the ground: without it every state and reward is what it was. And
+            # its sky ends a row higher, which is a fifth of a row of the frame.
             self.unwrapped._clean_particles(True)
-            native_obs = self.env.render()
+            return _shrink(self.env.render(), self.task, lower=1)
         return _shrink(native_obs, self.task)
 
     def _info(self, native_obs: np.ndarray) -> dict[str, Any]:
@@ -344,17 +345,14 @@ def _native_actions(task: Task) -> np.ndarray:
     return np.array(task.actions, np.float32 if isinstance(task.actions[0], tuple) else np.int32)
 
 
-def _shrink(picture: np.ndarray, task: Task) -> np.ndarray:
-    """Average what the task shows of an RGB picture down to a frame."""
+def _shrink(picture: np.ndarray, task: Task, lower: int = 0) -> np.ndarray:
+    """Average what the task shows of an RGB picture down to a frame; cropped `lower` rows further down."""
     import cv2
 
     if task.crop:
-        # Gymnasium draws LunarLander at 400 x 600, twice as fine as EnvPool is told to, and its sky a row lower. So a
-        # row of the frame would be a fifth darker; V would tell the two apart by it, and C not know such z.
-        finer = len(picture) // _LANDER_PICTURE[0]
-        top, bottom, left, right = (edge * finer for edge in task.crop)
-        top, bottom = top + finer - 1, bottom + finer - 1
-        picture = picture[top:bottom, left:right]
+        # Gymnasium draws LunarLander at 400 x 600, twice as fine as EnvPool is told to.
+        top, bottom, left, right = (edge * len(picture) // _LANDER_PICTURE[0] for edge in task.crop)
+        picture = picture[top + lower : bottom + lower, left:right]
     return cv2.resize(picture, (FRAME_SIZE, FRAME_SIZE), interpolation=cv2.INTER_AREA)
 
 
