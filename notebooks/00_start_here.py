@@ -17,7 +17,7 @@
 # # 00 Start here
 # **What is a world model, and will my computer run one?**
 #
-# *Minutes on two cores: smoke 0.4.*
+# *Minutes on two cores: smoke 0.1.*
 #
 # Close your eyes and catch a ball: you cannot see it any more, and yet your hand knows where it will be. Something in you
 # goes on playing the world when the picture stops. Ha and Schmidhuber ([2018](https://arxiv.org/abs/1803.10122)) built such

@@ -17,7 +17,7 @@
 # # 02 Data collection
 # **What should an agent that knows nothing look at?**
 #
-# *Minutes on two cores: smoke 0.9.*
+# *Minutes on two cores: smoke 0.3.*
 #
 # ## Goals
 # - Collect the frames from which V and M will learn.

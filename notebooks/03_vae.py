@@ -17,7 +17,7 @@
 # # 03 VAE
 # **How does a frame become 32 numbers without losing the ball?**
 #
-# *Minutes on two cores: smoke 0.7.*
+# *Minutes on two cores: smoke 0.2.*
 #
 # ## Goals
 # - Train V, a variational autoencoder, and see with its eyes.

@@ -17,7 +17,7 @@
 # # 04 MDN-RNN
 # **What comes next, if more than one thing may?**
 #
-# *Minutes on two cores: smoke 0.5.*
+# *Minutes on two cores: smoke 0.1.*
 #
 # ## Goals
 # - Train M, a recurrent network that predicts a *distribution* over the next *z*.

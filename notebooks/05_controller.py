@@ -17,7 +17,7 @@
 # # 05 Controller
 # **How small can the part that acts be?**
 #
-# *Minutes on two cores: smoke 1.1.*
+# *Minutes on two cores: smoke 0.3.*
 #
 # ## Goals
 # - Train C on what V and M tell it, and watch it play.

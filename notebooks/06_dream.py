@@ -17,7 +17,7 @@
 # # 06 Dream
 # **Can one learn to act in a world one has only imagined?**
 #
-# *Minutes on two cores: smoke 0.7.*
+# *Minutes on two cores: smoke 0.6.*
 #
 # ## Goals
 # - Put M in place of the world and step into it.

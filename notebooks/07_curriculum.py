@@ -17,7 +17,7 @@
 # # 07 Curriculum
 # **Does the same recipe take one agent through all four?**
 #
-# *Minutes on two cores: smoke 1.8.*
+# *Minutes on two cores: smoke 1.3.*
 #
 # ## Goals
 # - Run the whole way, from frames to a score, on Pong, LunarLander, Breakout and CarRacing.
