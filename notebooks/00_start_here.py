@@ -59,7 +59,7 @@ import numpy as np
 
 from wm_lib.config import resolve_budget
 from wm_lib.control.agent import RandomAgent
-from wm_lib.course import plots
+from wm_lib.course import films, plots
 from wm_lib.course.exercises.start import check_play, check_real_decisions
 from wm_lib.errors import UsageError
 from wm_lib.pipeline import STAGES, Pipeline
@@ -84,7 +84,7 @@ played = {}
 for name, world in TASKS.items():
     try:
         env = make_env(world, num_envs, seed)
-        played[name] = plots.record(env, RandomAgent(world.num_actions, num_envs), num_decisions)
+        played[name] = films.record(env, RandomAgent(world.num_actions, num_envs), num_decisions)
     except (ImportError, UsageError) as error:
         print(f"{name} does not run here: {error}")
 
@@ -102,7 +102,7 @@ plots.frame_rows({name: r.frames[moments, 0] for name, r in played.items()}, [f"
 # *What to expect: drawn at budget `smoke`; nothing has learned anything at that budget.*
 
 # %%
-plots.film(
+films.film(
     np.stack([recording.frames[:, 0] for recording in played.values()], axis=1),
     f"Random play, from left to right: {', '.join(played)}",
 )

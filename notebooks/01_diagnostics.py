@@ -50,7 +50,7 @@ from unittest import mock
 
 from wm_lib import doctor
 from wm_lib.control.agent import RandomAgent
-from wm_lib.course import plots
+from wm_lib.course import films, plots
 from wm_lib.course.exercises.diagnostics import check_choose_mode, check_decisions_per_second, check_judge
 from wm_lib.pipeline import Pipeline
 from wm_lib.provenance import machine
@@ -190,7 +190,7 @@ else:
         env = make_env(run.task, num_envs, seed, backend)
         env.reset()
         start = time.perf_counter()
-        plots.record(env, RandomAgent(run.task.num_actions, num_envs), num_decisions)
+        films.record(env, RandomAgent(run.task.num_actions, num_envs), num_decisions)
         speed[backend] = num_envs * num_decisions / (time.perf_counter() - start)
         print(f"{backend:>10}: {speed[backend]:.0f} decisions/s in {run.task.name}")
 

@@ -43,7 +43,7 @@ run_dir: str = "auto"  # folder of the run; auto is runs/BUDGET
 import numpy as np
 
 from wm_lib import gates
-from wm_lib.course import plots
+from wm_lib.course import films, plots
 from wm_lib.course.exercises.data import check_hold_out, check_is_blank, check_same_after
 from wm_lib.evaluation import evaluate, random_maker
 from wm_lib.pipeline import Pipeline
@@ -127,7 +127,7 @@ num_envs, num_decisions = 8, 64
 seen = {}
 for name, repeat in {"sticky": 0.9, "trembling": 0.0}.items():
     player = StickyRandom(run.task.num_actions, num_envs, seed, repeat)
-    recording = plots.record(make_env(run.task, num_envs, seed), player, num_decisions)
+    recording = films.record(make_env(run.task, num_envs, seed), player, num_decisions)
     seen[name] = changed(recording.frames.reshape(-1, 64, 64, 3))
     print(f"{name:>10}: a pixel is away from its usual value in {100 * seen[name].mean():.1f} % of the frames")
 plots.maps(seen)

@@ -48,7 +48,7 @@ import numpy as np
 from wm_lib.control.agent import Agent
 from wm_lib.control.controller import num_params as num_linear
 from wm_lib.control.evolution import play_once, train_evolution
-from wm_lib.course import cma_2d, plots, widgets
+from wm_lib.course import cma_2d, films, plots, widgets
 from wm_lib.course.exercises.controller import (
     check_advantages,
     check_draw_action,
@@ -116,7 +116,7 @@ def act_and_watch(obs: np.ndarray, first: np.ndarray) -> np.ndarray:
     return agent(obs, first)
 
 
-recording = plots.record(make_env(run.task, 1, seed), act_and_watch, num_decisions)
+recording = films.record(make_env(run.task, 1, seed), act_and_watch, num_decisions)
 print(f"{num_decisions} decisions of one game; each column is all that C knew at that moment")
 plots.over_time(np.array(watched), "decision", "feature", "What C sees: the latest z at the top, h below")
 
@@ -136,7 +136,7 @@ plots.over_time(np.array(watched), "decision", "feature", "What C sees: the late
 # %%
 seen = world_model.decode(world_model.encode(recording.frames[:, 0]))
 print(f"the agent was paid {recording.reward.sum():.1f} in these {num_decisions} decisions")
-plots.film(np.stack([recording.frames[:, 0], seen], axis=1), f"The trained agent in {run.task.name}: the world, and what V sees")
+films.film(np.stack([recording.frames[:, 0], seen], axis=1), f"The trained agent in {run.task.name}: the world, and what V sees")
 
 # %%
 used = np.bincount(recording.action.ravel(), minlength=run.task.num_actions)

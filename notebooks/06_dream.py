@@ -49,7 +49,7 @@ import numpy as np
 from wm_lib import examine
 from wm_lib.control.agent import RandomAgent
 from wm_lib.control.evolution import play_once, train_evolution
-from wm_lib.course import play_dream, plots, widgets
+from wm_lib.course import films, play_dream, plots, widgets
 from wm_lib.course.exercises.dream import check_cheats, check_dream_return, check_expected_length, check_spearman
 from wm_lib.dreams import default_horizon, dream_against_reality, dreams_of
 from wm_lib.evaluation import agent_maker, evaluate, random_maker
@@ -84,12 +84,12 @@ num_dreams, num_decisions = 2, 40
 for temperature in (0.5, 1.0):
     env = dream(num_dreams, [seed], temperature)
     player = RandomAgent(run.task.num_actions, num_dreams)
-    asleep = plots.record(env, player, num_decisions, look=lambda obs, env=env: np.stack(env.render()))
+    asleep = films.record(env, player, num_decisions, look=lambda obs, env=env: np.stack(env.render()))
     ends = int(asleep.done.sum())
     print(f"temperature {temperature}: {num_dreams} dreams of {num_decisions} random decisions, {ends} of them ended, paid {asleep.reward.sum(axis=0).round(1)}")
     if temperature == 0.5:
         calm = asleep
-plots.film(np.concatenate([calm.frames, asleep.frames], axis=1), "Dreams of random play: two calm ones (temperature 0.5), two bold ones (1.0)")
+films.film(np.concatenate([calm.frames, asleep.frames], axis=1), "Dreams of random play: two calm ones (temperature 0.5), two bold ones (1.0)")
 
 # %% [markdown]
 # **Explain.** The dream has no score board to keep right and no physics to obey; it only has what M found worth remembering. Things may

@@ -47,7 +47,7 @@ import numpy as np
 from wm_lib import efficiency
 from wm_lib.compare import find_result
 from wm_lib.control.agent import Agent
-from wm_lib.course import plots, step_through, widgets
+from wm_lib.course import films, plots, step_through, widgets
 from wm_lib.course.exercises.results import (
     check_distinct_starts,
     check_honest_score,
@@ -115,7 +115,7 @@ for m in own or manifests["shipped"]:
 # The weights of this run, playing for a while from a fresh start.
 
 # %%
-num_decisions, films = 64, {}
+num_decisions, games = 64, {}
 for name in [m["task"] for m in own]:
     one = Pipeline.open(name, budget, run_dir, seed)
     try:
@@ -124,14 +124,14 @@ for name in [m["task"] for m in own]:
     except StageError as error:
         print(f"no film of {name}: {error}")
         continue
-    films[name] = plots.record(make_env(one.task, 1, seed), agent, num_decisions)
-    print(f"{name}: {num_decisions} decisions, paid {films[name].reward.sum():.1f}")
+    games[name] = films.record(make_env(one.task, 1, seed), agent, num_decisions)
+    print(f"{name}: {num_decisions} decisions, paid {games[name].reward.sum():.1f}")
 
 # %%
 moments = np.linspace(0, num_decisions - 1, 8).astype(int)
 figure = None
-if films:
-    figure = plots.frame_rows({name: r.frames[moments, 0] for name, r in films.items()}, [f"t = {t}" for t in moments])
+if games:
+    figure = plots.frame_rows({name: r.frames[moments, 0] for name, r in games.items()}, [f"t = {t}" for t in moments])
 figure
 
 # %% [markdown]
@@ -141,9 +141,9 @@ figure
 
 # %%
 shown = None
-if films:
-    pictures = np.stack([r.frames[:, 0] for r in films.values()], axis=1)
-    shown = plots.film(pictures, f"The agents of this run, from left to right: {', '.join(films)}")
+if games:
+    pictures = np.stack([r.frames[:, 0] for r in games.values()], axis=1)
+    shown = films.film(pictures, f"The agents of this run, from left to right: {', '.join(games)}")
 shown
 
 # %% [markdown]
@@ -155,10 +155,10 @@ shown
 # moment at which M was wrong. Had it thought of what really came?
 
 # %%
-viewer, name = None, run.task.name if run.task.name in films else next(iter(films), None)
+viewer, name = None, run.task.name if run.task.name in games else next(iter(games), None)
 if name:
     one = Pipeline.open(name, budget, run_dir, seed)
-    viewer = widgets.show(step_through.widget(one.task, one.world_model(), films[name]))
+    viewer = widgets.show(step_through.widget(one.task, one.world_model(), games[name]))
 viewer
 
 # %% [markdown]

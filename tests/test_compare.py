@@ -15,11 +15,12 @@ from test_pipeline import TINY, write_config
 from wm_lib import cli, compare
 from wm_lib.compare import Judge, Stopwatch
 from wm_lib.config import load_config
-from wm_lib.efficiency import Row, read_rows, summarise
+from wm_lib.efficiency import Row, summarise
 from wm_lib.errors import StageError, UsageError
 from wm_lib.evaluation import summarise as interval_of_mean
 from wm_lib.events import read_scalars
 from wm_lib.pipeline import Pipeline
+from wm_lib.rows import read_rows
 from wm_lib.tasks import get_task
 
 TASK = get_task("breakout")
@@ -148,7 +149,7 @@ def test_once_in_every_so_many_decisions(tmp_path: Path, monkeypatch: pytest.Mon
     made.clear()
     learn(judge(tmp_path), range(210, 451, 30))
     assert made == [210, 300, 420]
-    assert [row.decisions for row in read_rows(tmp_path / "curves.csv")] == [120, 210, 300, 420]
+    assert [row.decisions for row in read_rows(tmp_path / "curves.csv", Row)] == [120, 210, 300, 420]
     with (last := judge(tmp_path)).clock:
         row = last.measure(lambda num_envs: Still(), 450, "final")
     assert cheap.calls[3:] == [(2, compare.FIRST_SEED), (2, 10_000)] and last.final == row
@@ -192,7 +193,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def rows_of(folder: Path) -> list[Row]:
-    return read_rows(folder / "compare" / "breakout" / "curves.csv")
+    return read_rows(folder / "compare" / "breakout" / "curves.csv", Row)
 
 
 def test_both_are_measured_on_the_way_and_at_the_end(whole: Path) -> None:
@@ -257,7 +258,7 @@ def test_what_is_finished_is_neither_trained_nor_measured_again(
     # Published, it can be drawn again without the run.
     assert cli.main([*arguments, "--publish"]) == 0
     shipped = whole / "assets" / "manifests" / "compare" / "breakout"
-    assert read_rows(shipped.with_suffix(".csv")) == before
+    assert read_rows(shipped.with_suffix(".csv"), Row) == before
     assert compare.redraw(whole / "elsewhere" / "breakout") == json.loads(shipped.with_suffix(".json").read_text())
     assert "--run-dir" not in json.loads(result)["command"]
     assert compare.find_result("breakout", "smoke", whole / "nowhere") == json.loads(result)
@@ -275,7 +276,7 @@ def test_ppo_stops_at_the_target(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     opened = Pipeline.open("breakout", "smoke", tmp_path / "ours-0")
     for _ in range(2):
         compare.train_ppo(opened, Judge.of(opened, tmp_path, "ppo"), 10**6)
-        rows = read_rows(tmp_path / "curves.csv")
+        rows = read_rows(tmp_path / "curves.csv", Row)
         assert [(row.kind, row.decisions) for row in rows] == [("curve", 2048), ("final", 2048)]
     assert len(cheap.calls) == 2
 

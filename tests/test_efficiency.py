@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 
 from wm_lib import checkpoints, efficiency
-from wm_lib.efficiency import Curve, Row, append_row, curves_of, ratio_interval, read_rows, summarise, tables
+from wm_lib.efficiency import Curve, Row, curves_of, ratio_interval, summarise, tables
 from wm_lib.errors import StageError
 from wm_lib.evaluation import summarise as interval_of_mean
+from wm_lib.rows import append_row, read_rows
 from wm_lib.tasks import TASKS
 
 COMPARISONS = Path(__file__).parent.parent / "assets" / "manifests" / "compare"
@@ -160,10 +161,10 @@ def test_rows_may_come_in_any_order() -> None:
 def test_rows_come_back_from_the_file_as_they_were(tmp_path: Path) -> None:
     path = tmp_path / "deep" / "curves.csv"
     rows = [row("ours", 0, 10, 1 / 3), row("ppo", 2, 20_000_000, -1e-17, "final")]
-    assert read_rows(path) == []
+    assert read_rows(path, Row) == []
     for each in rows:
         append_row(path, each)
-    assert read_rows(path) == rows
+    assert read_rows(path, Row) == rows
     assert path.read_text().splitlines()[0].startswith("agent,seed,kind,decisions,score,ci_low,ci_high,episodes,")
 
 
@@ -181,7 +182,7 @@ def test_killed_while_a_row_is_written_the_others_stay(tmp_path: Path, monkeypat
             append_row(path, row("ours", 0, 20, 2.5))
     assert path.read_bytes() == before
     append_row(path, row("ours", 0, 20, 2.5))
-    assert [each.decisions for each in read_rows(path)] == [10, 20]
+    assert [each.decisions for each in read_rows(path, Row)] == [10, 20]
 
 
 @pytest.mark.parametrize("line", ["ours,0,curve,ten,1,1,1,2,3,4,0", "ours,0,curve,10", "ours,0,curve,10,,,,2,3,4,0"])
@@ -190,7 +191,7 @@ def test_a_damaged_row_is_named(tmp_path: Path, line: str) -> None:
     append_row(path, row("ours", 0, 10, 1.5))
     path.write_text(path.read_text() + line + "\n")
     with pytest.raises(StageError, match=r"curves.csv, row 2 is damaged"):
-        read_rows(path)
+        read_rows(path, Row)
 
 
 # For people
@@ -244,7 +245,7 @@ def test_published_values_are_the_means_of_their_seeds_and_name_a_source() -> No
 
 def test_every_figure_of_a_shipped_comparison_follows_from_its_rows() -> None:
     for path in sorted(set(COMPARISONS.glob("*.json")) - {COMPARISONS / "published.json"}):
-        found, rows = checkpoints.read_json(path), read_rows(path.with_suffix(".csv"))
+        found, rows = checkpoints.read_json(path), read_rows(path.with_suffix(".csv"), Row)
         assert found["task"] == path.stem and found["target"] == TASKS[path.stem].target
         again = summarise(rows, found["target"])
         assert {name: found[name] for name in again} == again

@@ -132,7 +132,7 @@ def test_code_compiles_and_every_figure_has_a_text_beside_it(notebook):
         compile(cell.source, "cell", "exec")
         last = ast.parse(cell.source).body[-1]
         if isinstance(last, ast.Expr) and ast.unparse(last).startswith(("plots.", "figure")):
-            told = "print(" in cell.source + before.source or "plots.film(" in ast.unparse(last)
+            told = "print(" in cell.source + before.source or "films.film(" in ast.unparse(last)
             assert told, f"nothing says in words what this shows: {cell.source[-80:]}"
 
 

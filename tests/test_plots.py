@@ -10,7 +10,7 @@ from gymnasium.spaces import Box, Discrete
 from gymnasium.vector import AutoresetMode, VectorEnv
 from matplotlib.colors import to_hex
 
-from wm_lib.course import plots
+from wm_lib.course import films, plots
 
 RNG = np.random.default_rng(0)
 
@@ -58,7 +58,7 @@ def test_a_recording_holds_what_was_seen_and_done():
         firsts.append(first.copy())
         return obs[:, 0, 0, 0].astype(np.int64) + 1
 
-    recording = plots.record(env, act, 6)
+    recording = films.record(env, act, 6)
     assert recording.frames.shape == (6, 2, 64, 64, 3)
     assert recording.frames[:, :, 5, 7, 1].T.tolist() == [[0, 1, 0, 1, 0, 1], [0, 1, 2, 0, 1, 2]]
     assert recording.done.T.tolist() == [[False, True] * 3, [False, False, True] * 2]
@@ -70,11 +70,11 @@ def test_a_recording_holds_what_was_seen_and_done():
 
 def test_a_recording_of_features_is_looked_at_and_the_environment_is_closed_after_an_error():
     env = Counter(1)
-    looked = plots.record(env, lambda obs, first: np.zeros(1, np.int64), 2, look=lambda obs: 255 - obs)
+    looked = films.record(env, lambda obs, first: np.zeros(1, np.int64), 2, look=lambda obs: 255 - obs)
     assert looked.frames[:, 0, 0, 0, 0].tolist() == [255, 254]
     env = Counter(1)
     with pytest.raises(ZeroDivisionError):
-        plots.record(env, lambda obs, first: 1 // 0, 2)
+        films.record(env, lambda obs, first: 1 // 0, 2)
     assert env.was_closed
 
 
@@ -88,7 +88,7 @@ def decoded(gif):
 def test_a_film_shows_the_frames_side_by_side():
     colours = np.array([[(200, 0, 0), (0, 0, 250)], [(0, 90, 0), (10, 20, 30)]], np.uint8)  # 2 times, 2 places
     frames = np.broadcast_to(colours[:, :, None, None], (2, 2, 64, 64, 3))
-    film = plots.film(frames, "two <colours>")
+    film = films.film(frames, "two <colours>")
     shown = decoded(film.gif)
     assert [picture.shape for picture in shown] == [(64, 130, 3)] * 2
     for time, picture in enumerate(shown):
@@ -101,7 +101,7 @@ def test_a_film_shows_the_frames_side_by_side():
 def test_a_long_film_is_thinned_out():
     frames = np.zeros((25, 64, 64, 3), np.uint8)
     frames[:, :, :, 0] = 10 * np.arange(25)[:, None, None]
-    shown = decoded(plots.film(frames, "red", max_frames=10).gif)
+    shown = decoded(films.film(frames, "red", max_frames=10).gif)
     assert [int(picture[0, 0, 0]) for picture in shown] == list(range(0, 250, 30))
 
 
@@ -140,6 +140,14 @@ def test_bars_are_as_high_as_the_values_and_say_so():
     assert [bar.get_height() for bar in figure.axes[0].patches] == [2.0, -1.5]
     assert {text.get_text() for text in figure.axes[0].texts} == {"2", "-1.5"}
     assert figure.axes[0].get_ylabel() == "nats"
+
+
+def test_intervals_are_drawn_from_low_to_high_in_order():
+    axis = plots.intervals({"a": (2.0, 1.0, 4.0), "b": (0.0, -0.5, 0.5)}, "return").axes[0]
+    segments = [container[2][0].get_segments()[0][:, 0].tolist() for container in axis.containers]
+    assert segments == [[1.0, 4.0], [-0.5, 0.5]]
+    assert [label.get_text() for label in axis.get_yticklabels()] == ["a", "b"]
+    assert axis.yaxis_inverted()
 
 
 def test_action_histogram_counts_actions_that_never_happened_too():

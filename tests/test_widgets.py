@@ -17,7 +17,7 @@ import torch
 
 from wm_lib.control.agent import RandomAgent
 from wm_lib.control.evolution import CMAES
-from wm_lib.course import cma_2d, play_dream, plots, step_through, widgets
+from wm_lib.course import cma_2d, films, play_dream, step_through, widgets
 from wm_lib.models.mdn_rnn import MDNRNN
 from wm_lib.models.neural import NeuralWorldModel
 from wm_lib.models.vae import VAE
@@ -43,8 +43,8 @@ def model() -> NeuralWorldModel:
 
 
 @pytest.fixture(scope="module")
-def recording() -> plots.Recording:
-    return plots.record(make_env(LANDER, 1, SEED, "gymnasium"), RandomAgent(LANDER.num_actions, 1), 12)
+def recording() -> films.Recording:
+    return films.record(make_env(LANDER, 1, SEED, "gymnasium"), RandomAgent(LANDER.num_actions, 1), 12)
 
 
 def shown(box: ipywidgets.VBox) -> np.ndarray:

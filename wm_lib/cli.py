@@ -99,7 +99,15 @@ def _parser() -> argparse.ArgumentParser:
     versus.add_argument("--seeds", type=int, default=3, metavar="N", help="trainings of each agent (default: 3)")
     versus.add_argument("--replot", action="store_true", help="compute and draw the result again, train nothing")
     versus.add_argument("--publish", action="store_true", help="copy the result to assets/manifests/compare")
-    for trains in (collect, train, versus):
+    trial = command(
+        "experiment",
+        _experiment,
+        "Change one thing about C at a time, on the V and M of a run: what it sees, its size, how and where it learns.",
+    )
+    trial.add_argument("names", nargs="*", metavar="NAME", help="features | size | method | world | temperature")
+    trial.add_argument("--task", required=True, metavar="T", help=tasks)
+    trial.add_argument("--publish", action="store_true", help="copy the rows to assets/manifests/experiments")
+    for trains in (collect, train, versus, trial):
         trains.add_argument("--force", action="store_true", help="go on where a gate failed; scores say so")
     score = command(
         "evaluate",
@@ -430,6 +438,18 @@ def _compare(args: argparse.Namespace) -> None:
     print(efficiency.tables(found, efficiency.published(project_root(), found["task"])))
     print(f"\nrows, result and picture are in {folder}")
     _report(args, found)
+
+
+def _experiment(args: argparse.Namespace) -> None:
+    from wm_lib import experiments
+
+    run = Pipeline.open(args.task, args.budget, args.run_dir, args.seed or 0, args.config, args.force, rounds=1)
+    run.build("mdn_rnn")
+    rows = experiments.experiment(run, args.names)
+    print(experiments.table(rows))
+    if args.publish:
+        print(f"published: {experiments.publish(run, project_root())}")
+    _report(args, {"task": run.task.name, "rows": [asdict(row) for row in rows]})
 
 
 def _bench(args: argparse.Namespace) -> None:

@@ -19,12 +19,13 @@ from typing import TYPE_CHECKING, Any, Self
 from wm_lib import checkpoints, provenance
 from wm_lib.config import Config, resolve_budget
 from wm_lib.control.controller import Controller
-from wm_lib.efficiency import Row, append_row, figure, published, read_rows, summarise
+from wm_lib.efficiency import Row, figure, published, summarise
 from wm_lib.errors import StageError, UsageError
 from wm_lib.evaluation import Player, agent_maker, evaluate, random_maker
 from wm_lib.events import Progress
 from wm_lib.folders import project_root, resolve_run_dir
 from wm_lib.pipeline import Pipeline
+from wm_lib.rows import append_row, read_rows
 from wm_lib.seeding import check_seed
 from wm_lib.tasks import Task, get_task
 
@@ -90,10 +91,10 @@ def redraw(root: Path) -> dict[str, Any]:
     Raises:
         StageError: There is nothing to draw yet.
     """
-    rows, settings = read_rows(root / CURVES), root / SETTINGS
+    rows, settings = read_rows(root / CURVES, Row), root / SETTINGS
     if not rows:
         settings = shipped_path(project_root(), root.name)
-        rows = read_rows(settings.with_suffix(".csv"))
+        rows = read_rows(settings.with_suffix(".csv"), Row)
     if not rows:
         raise StageError(f"nothing measured in {root} yet; type: wm compare --task {root.name}")
     made = checkpoints.read_json(settings)
@@ -194,7 +195,7 @@ class Judge:
     @property
     def rows(self) -> list[Row]:
         """What was measured of this training."""
-        return [row for row in read_rows(self.root / CURVES) if (row.agent, row.seed) == (self.agent, self.seed)]
+        return [row for row in read_rows(self.root / CURVES, Row) if (row.agent, row.seed) == (self.agent, self.seed)]
 
     @property
     def final(self) -> Row | None:
@@ -283,7 +284,7 @@ def _real_decisions(run: Pipeline, steps: int) -> int:
 
 
 def _measure_random(root: Path, run: Pipeline) -> None:
-    if not any(row.agent == "random" for row in read_rows(root / CURVES)):
+    if not any(row.agent == "random" for row in read_rows(root / CURVES, Row)):
         episodes = max(2, run.config.evaluation.random_episodes)  # one has no interval
         score = evaluate(run.task, random_maker(run.task), episodes, run.config.evaluation.seed)
         row = Row("random", 0, "final", 0, score["mean"], *score["ci95"], episodes, 0.0, 0.0, 0)

@@ -5,11 +5,8 @@ Every figure here is computed from rows of one CSV, which `wm_lib.compare` write
 
 from __future__ import annotations
 
-import csv
-import io
-import os
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -56,40 +53,6 @@ class Row:
     cpu_seconds: float
     wall_seconds: float
     interruptions: int
-
-
-_TYPES = {"str": str, "int": int, "float": float}
-
-
-def read_rows(path: Path) -> list[Row]:
-    """The rows of a CSV; none where there is no file.
-
-    Raises:
-        StageError: A line is not a row.
-    """
-    rows: list[Row] = []
-    try:
-        with path.open(encoding="utf-8", newline="") as file:
-            for values in csv.DictReader(file):
-                rows.append(Row(**{field.name: _TYPES[field.type](values[field.name]) for field in fields(Row)}))
-    except FileNotFoundError:
-        return []
-    except (KeyError, TypeError, ValueError) as error:
-        raise StageError(f"{path}, row {len(rows) + 1} is damaged ({error}); restore the file or delete it") from error
-    return rows
-
-
-def append_row(path: Path, row: Row) -> None:
-    """Add a row; a process killed meanwhile leaves the file as it was."""
-    rows = [*read_rows(path), row]
-    text = io.StringIO()
-    writer = csv.DictWriter(text, [field.name for field in fields(Row)], lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(asdict(each) for each in rows)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(text.getvalue(), encoding="utf-8", newline="")
-    os.replace(temporary, path)
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from gymnasium.vector import VectorEnv, VectorWrapper
 
 from wm_lib.control.agent import FeatureAgent
 from wm_lib.control.controller import Controller
-from wm_lib.course import plots
+from wm_lib.course import films
 from wm_lib.errors import StageError
 from wm_lib.evaluation import agent_maker, evaluate
 from wm_lib.models.world_model import WorldModel
@@ -140,7 +140,7 @@ def play_dream(
     z = world_model.encode(start)
     dreams = DreamVectorEnv(world_model, z, 1, num, temperature, task.num_actions, seed, done_threshold=0.5)
     agent = FeatureAgent(world_model, controller, 1, [np.random.default_rng(seed)] if task.sampled else None)
-    seen = plots.record(dreams, agent, num, look=lambda _: world_model.decode(dreams.z))
+    seen = films.record(dreams, agent, num, look=lambda _: world_model.decode(dreams.z))
     for t, score in enumerate(seen.reward[:, 0].cumsum()):
         show(np.stack([start[0], seen.frames[t, 0]]), DREAM, f"dreamt score {score:.4g} | decision {t}")
     return float(seen.reward.sum())
@@ -245,7 +245,7 @@ def _gif(path: Path, rate: float, description: str) -> Iterator[Show]:
     whole, every = few_colours(pictures, GIF_COLOURS), math.ceil(rate / GIF_RATE)
     while True:  # fewer pictures until it is small enough
         shown = whole[::every]
-        gif = plots.film(shown, description, fps=rate / every, max_frames=len(shown)).gif
+        gif = films.film(shown, description, fps=rate / every, max_frames=len(shown)).gif
         if len(gif) <= GIF_BYTES or len(shown) == 1:
             break
         every = max(every + 1, math.ceil(every * len(gif) / GIF_BYTES))

@@ -114,10 +114,21 @@ def _reservoir(run: Pipeline, directory: Path) -> dict[str, Any]:
 
 
 def _controller(run: Pipeline, directory: Path) -> dict[str, Any]:
+    return train_controller(run, run.world_model(bf16=True), directory)
+
+
+def train_controller(run: Pipeline, world_model: WorldModel, directory: Path) -> dict[str, Any]:
+    """Train C as `controller` of the settings says on this world model, which need not be the run's own.
+
+    Returns:
+        `real_steps`, and `dream_steps` where C has learnt in dreams.
+
+    Raises:
+        UsageError: PPO in a mode without torch.
+    """
     config = run.config.controller
     if config.type == "ppo" and run.mode != "full":
         raise UsageError(f"mode {run.mode} trains C by evolution; set controller.type to original or cpu")
-    world_model = run.world_model(bf16=True)
     facts: dict[str, Any] = {}
     if config.type == "ppo":
         from wm_lib.control.ppo import train_ppo

@@ -15,8 +15,8 @@ FIGURES = {  # words from the cell with the picture that matters most
     "02_data_collection": 'title="First frames"',
     "03_vae": '"V draws": drawn',
     "04_mdn_rnn": "plots.frame_rows(shown",
-    "05_controller": "plots.film(",
-    "06_dream": "plots.film(",
+    "05_controller": "films.film(",
+    "06_dream": "films.film(",
     "07_curriculum": "plots.scores(",
     "08_results": "plots.scores(",
 }

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from wm_lib.course.plots import Recording
+from wm_lib.course.films import Recording
 from wm_lib.course.widgets import assemble, panes, stepper
 from wm_lib.tasks import ACTION_NAMES, Task
 
@@ -85,7 +85,7 @@ def widget(task: Task, world_model: NeuralWorldModel, recording: Recording) -> V
     Args:
         task: What is played.
         world_model: V and M.
-        recording: Of one environment, at least two decisions; `plots.record` makes it.
+        recording: Of one environment, at least two decisions; `films.record` makes it.
     """
     import ipywidgets
 
