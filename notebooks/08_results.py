@@ -98,7 +98,7 @@ plots.scores(own or manifests["shipped"])
 #   pressed by the environment and counts as a decision. Actions are *sampled*, with a generator seeded per episode, since a fixed
 #   agent could learn the few possible starts by heart.
 # - **LunarLander.** Actions are sampled too. The ship's exhaust is not drawn, since the fast path has none; it touches nothing.
-# - **CarRacing.** The agent takes its favourite action.
+# - **CarRacing.** Actions are sampled here as well. The digits in the corner of the picture, the return so far, are not shown.
 # - **Cost.** *Real steps* are all decisions in the real environment, the data for V and M included.
 # - **Never** is a point on a learning curve called a score.
 #
