@@ -35,6 +35,7 @@
 # ## Goals
 # - Say in a sentence each what V, M and C do.
 # - Meet the four worlds and watch somebody play them who has no idea.
+# - Watch one that has learned, awake and in its own dream.
 # - Know how the notebooks work and where their results go.
 #
 # ## Before you start
@@ -58,7 +59,7 @@ run_dir: str = "auto"  # folder of the run; auto is runs/BUDGET
 import numpy as np
 
 from wm_lib.config import resolve_budget
-from wm_lib.control.agent import RandomAgent
+from wm_lib.control.agent import Agent, RandomAgent
 from wm_lib.course import films, plots
 from wm_lib.course.exercises.start import check_play, check_real_decisions
 from wm_lib.errors import UsageError
@@ -76,7 +77,7 @@ print(f"{run.task.name} at budget {resolve_budget(budget)}, in {run.directory}")
 # **Predict.** An agent picks its actions by rolling dice. In which of the worlds will it be paid anything in its first
 # decisions? In which will it be punished?
 #
-# **Run.** A minute of play, shortened.
+# **Run.** The first seconds of play.
 
 # %%
 num_envs, num_decisions = 4, 60
@@ -108,14 +109,57 @@ films.film(
 )
 
 # %% [markdown]
-# **Explain.** A frame holds everything you would want to know, somewhere in its 12,288 numbers. Most of them never matter:
-# the score board, the grass, the sky. What matters may be two pixels of ball. Finding the few numbers that count is what V
+# **Explain.** LunarLander punishes at once: fuel and crashes cost. In Pong and Breakout little happens so soon, a point lost, a brick by
+# luck. CarRacing pays for the first pieces of road, which need no skill; later the price of every moment eats it up, as notebook 02
+# shows.
+#
+# A frame holds everything you would want to know, somewhere in its 12,288 numbers. Most of them never matter: the walls, the grass, the
+# sky. What matters may be two pixels of ball. Finding the few numbers that count is what V
 # is for.
 #
 # One frame does not say where the ball is *going*. That takes memory, which is what M is for.
 
 # %% [markdown]
-# ## 2. How the course works
+# ## 2. A taste
+# This is where the course is going: an agent that has learned, from pictures alone. On the left the world, on the right what its V
+# keeps of each frame. It is one that comes with the course, of your task, or of another as long as yours has none.
+
+# %%
+agent_film, shipped = None, None
+try:
+    from wm_lib.play import play_dream, shipped_agent
+
+    shipped = shipped_agent(run.task.name)
+except ImportError as error:
+    print(f"no film: {error}; notebook 01 says what mends it")
+if shipped:
+    played_task, world_model, controller = shipped
+    rngs = [np.random.default_rng(seed)] if played_task.sampled else None
+    recording = films.record(make_env(played_task, 1, seed), Agent(world_model, controller, 1, rngs), 150)
+    kept = world_model.decode(world_model.encode(recording.frames[:, 0]))
+    print(f"{played_task.name}: paid {recording.reward.sum():.1f} in {len(kept)} decisions")
+    agent_film = films.film(np.stack([recording.frames[:, 0], kept], axis=1), f"The agent of {played_task.name}: the world, and what V keeps")
+agent_film
+
+# %% [markdown]
+# **Predict.** Now the same agent with its eyes closed: V sees the first frame and nothing more. M says what comes of each action, and C
+# acts on that. How long will the dream look like the world?
+
+# %%
+dream_film = None
+if shipped:
+    pictures = []
+    paid = play_dream(played_task, world_model, controller, seed, lambda panes, titles, caption: pictures.append(panes))
+    print(f"a dream of {len(pictures)} decisions, dreamt pay {paid:.1f}")
+    dream_film = films.film(np.stack(pictures), f"Left the real frame with which it began, right the dream of {played_task.name}")
+dream_film
+
+# %% [markdown]
+# **Explain.** Nothing you see on the right has happened. M was never told the rules of the game; whatever it gets right it has found in
+# frames and actions, and where it is wrong, the agent cannot know.
+
+# %% [markdown]
+# ## 3. How the course works
 # A training goes through *stages*, and each notebook makes one and looks inside it. What exists is not made twice, so the
 # notebooks can be run in any order and as often as you like.
 #
@@ -137,7 +181,7 @@ for stage in STAGES:
 # being wrong is where the learning happens.
 
 # %% [markdown]
-# ## 3. What goes wrong without a memory
+# ## 4. What goes wrong without a memory
 # Back to the ball and the closed eyes. Many balls fly, each at a speed of its own. One player sees only where its ball is now.
 # The other one also remembers
 # where it was a moment ago. Then both close their eyes and say, moment by moment, where the ball will be.
@@ -148,8 +192,8 @@ for stage in STAGES:
 rng = np.random.default_rng(seed)
 steps = np.arange(11)
 speed = rng.normal(size=200)
-before = rng.normal(size=200)
-now = before + speed
+now = rng.normal(size=200)
+before = now - speed
 ball = now[:, None] + steps * speed[:, None]  # (balls, steps)
 told = {
     "sees one frame": np.repeat(now[:, None], len(steps), axis=1),
@@ -171,7 +215,41 @@ plots.lines({name: (steps, error) for name, error in wrong.items()}, "moments wi
 # notebook 04.
 
 # %% [markdown]
-# ## 4. Exercises
+# ## 5. Words and symbols
+# Each is explained where it is needed. Come back here when one has slipped your mind.
+#
+# <details><summary>All of them</summary>
+#
+# | word or symbol | meaning | notebook |
+# |---|---|---|
+# | frame, *obs* | a picture of 64 × 64 pixels in three colours | 00 |
+# | decision | one choice of an action; it lasts for a few frames of the game | 00 |
+# | reward, return | what a decision is paid; the sum of an episode | 00 |
+# | episode | one game, from its start until it has *terminated* (it was over) or was *truncated* (cut off) | 02 |
+# | real steps | decisions that learning took in the real world | 07 |
+# | V, *z* | the eyes; the 32 numbers that they make of a frame | 03 |
+# | μ, σ | mean and standard deviation of a Gaussian; of V's answer, or of M's | 03 |
+# | KL, β | how far V's answer is from a standard Gaussian, in nats; how much that weighs in the loss | 03 |
+# | ELBO | what a VAE maximises: how well the frame can be drawn from *z*, minus the KL | 03 |
+# | nat | unit of surprise: one nat more is *e* times less likely | 03 |
+# | active unit | a number of *z* that varies over the data | 03 |
+# | M, *h* | the memory: a recurrent network; the numbers in which it keeps the past | 04 |
+# | mixture, π_k | several Gaussians for one number, and the weight of each | 04 |
+# | NLL | negative log-likelihood, how surprised M is at what came, in nats | 04 |
+# | temperature τ | how boldly a dream is drawn: 0 the likeliest, 1 what M believes | 04 |
+# | C, logits | the hand; its preferences for each action, before a softmax | 05 |
+# | γ, λ, v_t | how much later rewards count; how far surprises reach; the return a critic expects | 05 |
+# | CMA-ES | evolution that adapts the shape of the cloud from which it draws candidates | 05 |
+# | population, generation, σ | candidates tried together; one round of it; the width of their cloud | 05 |
+# | dream, horizon | play in M alone; after how many decisions it is cut off | 06 |
+# | round | the agent collects, and V, M and C go on with more data | 07 |
+# | 95 % interval | computed anew for each of many repetitions, 95 in 100 would hold the true mean | 07 |
+# | sticky actions | with a probability of ¼ the game repeats the last action instead | 08 |
+#
+# </details>
+
+# %% [markdown]
+# ## 6. Exercises
 # Each has a function to fill in and a cell that says how you fare. Every notebook has some. An unsolved one stops nothing.
 
 # %% [markdown]
@@ -258,7 +336,7 @@ print(check_play(play))
 # </details>
 
 # %% [markdown]
-# ## 5. Check yourself
+# ## 7. Check yourself
 # Answer before you unfold.
 #
 # 1. **What does V do, in a sentence?**

@@ -54,7 +54,7 @@ from wm_lib.course import films, plots
 from wm_lib.course.exercises.diagnostics import check_choose_mode, check_decisions_per_second, check_judge
 from wm_lib.pipeline import Pipeline
 from wm_lib.provenance import machine
-from wm_lib.tasks import TASKS
+from wm_lib.tasks import ACTION_NAMES, TASKS
 
 run = Pipeline.open(task, budget, run_dir, seed)
 print(f"{run.task.name}: {run.directory}")
@@ -159,17 +159,19 @@ if diagnosis.components["torch"].works:
     print(f"torch uses {torch.get_num_threads()} threads; a product in bfloat16 is {single / half:.1f} times as fast as in float32")
 
 # %% [markdown]
-# **Explain.** Where the figure is well above 1, training uses bfloat16 by itself. Scores are always measured in float32.
+# **Explain.** Training uses bfloat16 by itself where the processor has AVX-512 instructions for it; the figure says what that is worth.
+# Scores are always measured in float32.
 
 # %% [markdown]
 # ## 4. The four worlds
-# What the agent may do is a short list of *actions*; how often it may decide before the episode is cut off, and which mean
-# return over 100 episodes counts as reached, belongs to the task.
+# An *episode* is one game from its start to its end, a *decision* one choice of an action, held for a few frames, and the *return* the
+# sum of all that an episode pays. What the agent may do is a short list of *actions*; how often it may decide before the episode is cut
+# off, and which mean return over 100 episodes counts as reached, belongs to the task.
 
 # %%
 for name, world in TASKS.items():
     print(f"{name:>12}: {world.env_id}, target {world.target:g}, at most {world.max_decisions} decisions of "
-          f"{world.frames_per_decision} frames, {world.num_actions} actions {world.actions}")  # fmt: skip
+          f"{world.frames_per_decision} frames, {world.num_actions} actions: {'; '.join(ACTION_NAMES[name])}")  # fmt: skip
 
 # %% [markdown]
 # Pong pays +1 or −1 for a point; Breakout pays for every brick; LunarLander pays for coming down gently and takes for fuel
@@ -236,9 +238,9 @@ print(check_decisions_per_second(decisions_per_second))
 # %% [markdown]
 # ### Exercise 1.2 · What became of it?
 # (8 minutes, medium) A probe runs in a process of its own. You know its exit code (below 0 where a signal killed it, `None` while
-# it has not
-# ended), how many seconds it has taken, and the time-out. Say `"waiting"`; `"hang"` past the time-out; `"crash"` for any code but 0;
-# `"slow"` where it went well in more than half of the time-out; or `"ok"`.
+# it has not ended), how many seconds it has taken, and the time-out. While it has not ended, say `"waiting"`, or `"hang"` past the
+# time-out. Once it has ended: `"crash"` for any code but 0, `"slow"` if it took more than half of the time-out (or longer than all of
+# it), else `"ok"`.
 
 # %%
 def judge(code: int | None, seconds: float, timeout: float) -> str | None:
@@ -275,7 +277,7 @@ print(check_judge(judge))
 # ### Exercise 1.3 · Which mode?
 # (10 minutes, medium) From the status of every component, choose the mode of a task: `"full"`, `"gym_only"` or `"simulation"`, as
 # in the table of
-# section 1. `world` names what the real environment needs, `brain` what V, M and PPO need. What is `"ok"` or `"slow"` can be used.
+# section 1. `world` names what the real environment needs, `brain` what V, M and PPO (which trains C, notebook 05) need. What is `"ok"` or `"slow"` can be used.
 
 # %%
 def choose_mode(status: dict[str, str], world: tuple[str, ...], brain: tuple[str, ...]) -> str | None:

@@ -47,7 +47,9 @@ from wm_lib.course import films, plots
 from wm_lib.course.exercises.data import check_hold_out, check_is_blank, check_same_after
 from wm_lib.evaluation import evaluate, random_maker
 from wm_lib.pipeline import Pipeline
-from wm_lib.rollouts import StickyRandom, split_sequences
+from wm_lib.report import interval
+from wm_lib.rollouts import StickyRandom
+from wm_lib.tasks import ACTION_NAMES
 from wm_lib.worlds.envs import make_env
 
 run = Pipeline.open(task, budget, run_dir, seed)
@@ -90,12 +92,13 @@ plots.frame_grid(data.gather(moments), title="One stretch of play")
 
 # %% [markdown]
 # **Explain.** Where all starts look alike, variety has to come from the play itself. Where they differ, no single background
-# fits them all, which V will have to know.
+# fits them all, which V will have to know. (CarRacing begins high above its track and zooms in during the first second.)
 
 # %% [markdown]
 # ## 2. What was done
 # Independent random actions cancel each other: a car that steers left and right ten times a second drives nowhere. So our
-# random player is *sticky*: it mostly keeps its last action.
+# random player is *sticky*: it mostly keeps its last action. (Not in LunarLander, where held actions make the ship tumble: there it
+# draws anew each time.)
 #
 # **Predict.** Will the sticky player choose some actions more often than others?
 
@@ -103,7 +106,7 @@ plots.frame_grid(data.gather(moments), title="One stretch of play")
 action = data.action
 same = (action[:, 1:] == action[:, :-1])[~data.first[:, 1:]].mean()
 print(f"an action is the same as the one before in {100 * same:.0f} % of the decisions")
-plots.action_histogram(action, [str(native) for native in run.task.actions])
+plots.action_histogram(action, [label.replace(", ", "\n") for label in ACTION_NAMES[run.task.name]])
 
 # %% [markdown]
 # **Explain.** Over a long time every action is equally likely; in a short stretch it is not. Being sticky changes the *order*,
@@ -114,7 +117,7 @@ plots.action_histogram(action, [str(native) for native in run.task.actions])
 # A pixel that never changes teaches nothing. Here is how often each one differs clearly from its usual value, for the sticky
 # player and for a trembling one that rolls the dice every time.
 #
-# **Predict.** Which of them will see more of the world?
+# **Predict.** Which of them gets further on a line? Does it see more of this world for that?
 
 # %%
 def changed(frames: np.ndarray, threshold: int = 25) -> np.ndarray:
@@ -130,6 +133,9 @@ for name, repeat in {"sticky": 0.9, "trembling": 0.0}.items():
     recording = films.record(make_env(run.task, num_envs, seed), player, num_decisions)
     seen[name] = changed(recording.frames.reshape(-1, 64, 64, 3))
     print(f"{name:>10}: a pixel is away from its usual value in {100 * seen[name].mean():.1f} % of the frames")
+    walker = StickyRandom(3, 200, seed, repeat)  # a step to the left, none, or one to the right
+    place = np.cumsum([walker(None, np.full(200, t == 0)) - 1 for t in range(num_decisions)], axis=0)
+    print(f"{'':>10}  on a line it ends {np.abs(place[-1]).mean():.0f} steps from where it began")
 plots.maps(seen)
 
 # %%
@@ -139,9 +145,10 @@ print(f"in the collected data {100 * (cover > 0).mean():.0f} % of the pixels cha
 plots.maps({"usual picture": np.median(sample, axis=0).astype(np.uint8), "how often it differs": cover})
 
 # %% [markdown]
-# **Explain.** Bright places are where things happen. What a random player never reaches stays dark, and no V trained on
-# these frames can know it: a car that spins on the grass sees little of the road. Better players make better data, which is why
-# one collects again once C can play.
+# **Explain.** Held actions carry a player several times as far. Whether more pixels change for that depends on the world: a paddle
+# that has come to its end stays there. Bright places change often; where the camera goes along, as in CarRacing, that is nearly
+# everywhere but at the car. What a random player never reaches stays dark, and no V trained on these frames can know it: a car that
+# spins on the grass sees little of the road. Better players make better data, which is why one collects again once C can play.
 
 # %% [markdown]
 # ## 4. What random play earns
@@ -153,13 +160,14 @@ plots.maps({"usual picture": np.median(sample, axis=0).astype(np.uint8), "how of
 # %%
 evaluation = run.config.evaluation
 score = evaluate(run.task, random_maker(run.task), min(8, evaluation.random_episodes), evaluation.seed)
-print(f"random play: {score['mean']:.1f} on average over {score['episodes']} episodes; the target is {run.task.target:g}")
+print(f"random play: {interval(score)} on average over {score['episodes']} episodes; the target is {run.task.target:g}")
 returns = {str(s): r for s, r in zip(score["seeds"], score["returns"], strict=True)}
 plots.bars(returns, "return", f"Random play in {run.task.name}, by seed")
 
 # %% [markdown]
-# **Explain.** An agent has learned something when its 95 % interval lies wholly above that of random play. Being above one lucky
-# episode is not enough.
+# **Explain.** The mean of a few episodes is itself luck. Its *95 % interval*, in brackets, says how much: made like this again and
+# again, 19 in 20 hold the true mean (notebook 08). We say that an agent has learned something when its interval lies wholly above that
+# of random play. Being above one lucky episode is not enough.
 
 # %% [markdown]
 # ## 5. Before you go on: the checklist
@@ -179,28 +187,25 @@ print(gates.report(run.gates("collect")))
 # ## 6. What goes wrong when frames are split at random
 # A part of the data is held out, to test with. The obvious way is to draw frames at random. Here is the stupidest model there is:
 # it remembers all
-# frames that it was trained on, and answers with the most similar one. Tested on a random tenth of the frames, and then on a tenth of
-# the stretches of play, it should be equally bad.
+# frames that it was trained on, and answers with the most similar one. It is tested on the same frames twice: once it may remember all
+# other frames, once only those of other stretches of play. It should be equally bad.
 #
 # **Predict.** Will it?
 
 # %%
 few = min(10, data.num_sequences)
 flat = np.arange(few * data.length)
+stretch = flat // data.length
 small = data.gather(flat)[:, ::4, ::4].reshape(len(flat), -1).astype(np.float32)
-at_random = rng.random(len(flat)) < 0.1
-at_random[rng.integers(len(flat))] = True
-whole_stretches = np.isin(flat // data.length, split_sequences(few)[1])
+test = rng.choice(len(flat), max(1, min(50, len(flat) // 10)), replace=False)
+at_random = ~np.isin(flat, test)
 
-
-def nearest(test: np.ndarray, train: np.ndarray) -> float:
-    """How far each test frame is from the most similar training frame, root mean square, of 255."""
-    squares = [np.square(train - frame).mean(axis=1).min() for frame in test[:: max(1, len(test) // 50)]]
-    return float(np.sqrt(np.mean(squares)))
-
-
-splits = {"frames at random": at_random, "whole stretches": whole_stretches}
-errors = {name: nearest(small[held], small[~held]) for name, held in splits.items()}
+nearest = {"frames at random": [], "whole stretches": []}  # squared distance of each test frame to the most similar one
+for t in test:
+    distance = np.square(small - small[t]).mean(axis=1)
+    nearest["frames at random"].append(distance[at_random].min())
+    nearest["whole stretches"].append(distance[at_random & (stretch != stretch[t])].min())
+errors = {name: float(np.sqrt(np.mean(squares))) for name, squares in nearest.items()}
 print(f"error of the model that only remembers, of 255: {', '.join(f'{name} {error:.1f}' for name, error in errors.items())}")
 plots.bars(errors, "error, of 255", "The same model, tested in two ways")
 
@@ -211,9 +216,9 @@ plots.bars(errors, "error, of 255", "The same model, tested in two ways")
 
 # %% [markdown]
 # **Explain.** Next to nearly every frame held out at random, its neighbours a moment before and after were trained on: the test
-# *leaks*. Of two numbers for the same model
-# the lower one is the lie. Where all games look alike, the two are closer together; they are furthest apart where each episode has
-# scenery of its own. The course always holds out whole stretches (`wm_lib.rollouts.split_sequences`).
+# *leaks*. Of two numbers for the same model the lower one is the lie. Where all games look alike, the two are close together; they
+# are furthest apart where each episode has scenery of its own. The course always holds out whole stretches
+# (`wm_lib.rollouts.split_sequences`).
 
 # %% [markdown]
 # ## 7. Exercises
@@ -335,7 +340,7 @@ print(check_hold_out(hold_out))
 #
 # <details><summary>Answer</summary>
 #
-# Actions drawn anew at every decision cancel each other, and little of the world is seen. Held ones carry the player somewhere.
+# Actions drawn anew at every decision cancel each other. Held ones carry the player somewhere.
 #
 # </details>
 #
@@ -381,7 +386,7 @@ print(f"random play earns {score['mean']:.1f}; {facts['facts']['real_steps']} re
 
 # %% [markdown]
 # - Data decides what a world model can know.
-# - Sticky random actions see more than trembling ones.
+# - Held actions carry a random player further; whether it sees more depends on the world.
 # - Random play sets the line to beat.
 #
 # ## Next

@@ -106,28 +106,42 @@ print(f"{100 * (weights > weights.min()).mean():.1f} % of the pixels are foregro
 plots.maps({"frame": frame[0], "background": net.background.numpy(), "its episode's median": own[0], "weight": weights})
 
 # %% [markdown]
-# **Explain.** What stands still in an episode is scenery, whatever it looks like. What moves is what one can act on. The rim
-# around it weighs as much, or a blurred halo, drawn where the thing might be, would cost next to nothing.
+# **Explain.** What stands still in an episode is scenery. Where the camera stands still, what moves is the ball, the paddles, the
+# ship. In CarRacing the camera goes along: the car is scenery, and road and grass are foreground, often half of the frame. Foreground
+# weighs `foreground_weight` times as much as the rest, and the weights of a frame average 1. The rim around it weighs as much, or a
+# blurred halo, drawn where the thing might be, would cost next to nothing.
 
 # %% [markdown]
 # ## 2. Learning
-# The loss has three parts: the weighted *error* of the drawing; β times the *KL divergence*, the price in nats for saying something
-# about this frame that is not true of all frames; and the *change* of *z* from a frame to the next.
+# V has two halves. For each of the `z_dim` numbers the *encoder* gives a Gaussian, its mean μ (`mu`) and its width σ; in training *z* is
+# drawn from it, and the *decoder* draws a frame x̂ from *z*. In the pictures below *z* is μ. The loss of a frame x, colours from 0 to 1,
+# is
 #
-# **Predict.** One of the three falls all the time. Do the others?
+# Σ w (x − x̂)² + β Σ KL(N(μ, σ²) ‖ N(0, 1)) + λ ‖μ′ − μ‖²
+#
+# - the *error*, with the weights w of section 1;
+# - β (`beta`) times the *KL divergence*: how much V's Gaussian says beyond N(0, 1), which says nothing about the frame. It is counted in
+#   nats; a nat is 1.44 bits. Exercise 3.2 works it out;
+# - λ (`slowness`) times the *change*: μ′ is of the next frame.
+#
+# In LunarLander the fovea's error comes on top. The paper's V had none of our helps.
+#
+# **Predict.** The error falls. Do the other two?
 
 # %%
 facts = run.facts("vae")
 print(f"{config.num_updates} updates of {config.batch_size} frames, {facts['facts']['num_params']} parameters, {facts['minutes']:.2f} minutes")
+print(f"beta {config.beta:g}, slowness {config.slowness:g}")
 scalars = read_scalars(run.directory / "vae")
 for name, (steps, values) in scalars.items():
     print(f"{name:>16}: {values[0]:.4g} at update {steps[0]}, {values[-1]:.4g} at update {steps[-1]}")
 plots.learning_curves(scalars, {"error": ["error", "held_out_error"], "KL in nats": ["kl", "held_out_kl"], "change of z": ["change", "held_out_change"]}, "update")
 
 # %% [markdown]
-# **Explain.** At first V says little, then it finds out that saying where things are pays for itself. β grows from 0 during the
-# first updates, so that V dares to begin. Without the price on change *z* would be folded up like a map: a ball that moves by a pixel
-# may send *z* across the page, and a small controller has to learn every fold. The held-out frames come from stretches of play that V was never trained on.
+# **Explain.** β grows from 0 during the first fifth of the updates, so that V dares to begin: while saying something costs nearly
+# nothing, the KL divergence shoots up. Then it has its price, and V keeps what pays for itself in the drawing. Without the price on
+# change *z* would be folded up like a map: a ball that moves by a pixel may send *z* across the page, and a small controller has to
+# learn every fold. The held-out frames come from stretches of play that V was never trained on.
 
 # %% [markdown]
 # ## 3. Seeing with V's eyes
@@ -158,25 +172,26 @@ plots.frame_rows({"frame": frames, "V draws": drawn, "difference": difference})
 latents = run.latents()["mu"].reshape(-1, config.z_dim)
 variance = np.sort(latents.var(axis=0))[::-1]
 print(f"{vae.active_units(latents)} of {config.z_dim} numbers are active: they vary over the data by more than 0.01")
-plots.lines({"variance of z over the data": (np.arange(1, config.z_dim + 1), variance)}, "number, sorted", "variance", log=True)
+curves = {"variance of z over the data": (np.arange(1, config.z_dim + 1), variance)}
+curves["active above this"] = (np.array([1, config.z_dim]), np.full(2, 0.01))
+plots.lines(curves, "number, sorted", "variance", log=True)
 
 # %% [markdown]
 # Now take one frame and turn one number at a time, from low to high as it occurs in the data.
 
 # %%
 strongest = np.argsort(latents.var(axis=0))[::-1][:6]
-turns = np.linspace(1, 99, 7)
-rows = {}
+turns, rows = 7, {}
 for unit in strongest:
-    z = np.repeat(latents[index[:1]], len(turns), axis=0)
-    z[:, unit] = np.percentile(latents[:, unit], turns)
+    z = np.repeat(latents[index[:1]], turns, axis=0)
+    z[:, unit] = np.linspace(*np.percentile(latents[:, unit], (1, 99)), turns)
     rows[f"z[{unit}]"] = draw(net, torch.from_numpy(z))
 print(f"each row turns one of the {len(strongest)} strongest numbers of one frame, the others stay as they are")
-plots.frame_rows(rows, [f"{turn:.0f} %" for turn in turns], "Turning one number")
+plots.frame_rows(rows, ["low", *[""] * (turns - 2), "high"], "Turning one number")
 
 # %% [markdown]
-# **Explain.** Some numbers move one thing; others change several at once. Nobody told V what a car or a ball is: it found
-# directions in which frames differ.
+# **Explain.** A number that lies above the line says different things of different frames. Few of them move one thing alone; most
+# change several at once. Nobody told V what a car or a ball is: it found directions in which frames differ.
 
 # %% [markdown]
 # **Try.** Move the sliders, and V draws at every touch. Can you move one thing and nothing else? Can you draw a frame that no game
@@ -240,7 +255,7 @@ plots.frame_rows({name: pictures[pick] for name, pictures in {"frame": frames, *
 # The course checks every stage before it builds on it; the *gates* stop a training that would only waste your evening. Here they are
 # for V. Tick them off by eye first: does V use its numbers, and is what you need to play still in them?
 #
-# **Predict.** Which one is the closest call?
+# **Predict.** By how much will V pass?
 
 # %%
 print(gates.report(run.gates("latents")))
@@ -265,8 +280,8 @@ print(examine.eyes_table(full) if full else f"no full run of {run.task.name} is 
 # %% [markdown]
 # ### Exercise 3.1 · A draw one can learn from
 # (5 minutes, easy) V does not send *z* itself but a Gaussian, and *z* is drawn from it. A draw has no gradient; but
-# noise of the standard Gaussian, stretched and moved, is the same draw and has one. Write it. Both numbers are tensors (batch,
-# z_dim).
+# noise of the standard Gaussian, stretched and moved, is the same draw and has one. Write it. Both mu and the logarithm of σ,
+# `log_sigma`, are tensors (batch, z_dim).
 
 # %%
 def reparameterise(mu: Tensor, log_sigma: Tensor, noise: Tensor) -> Tensor | None:

@@ -79,8 +79,10 @@ panels = {"next z, nats": ["nll", "held_out_nll"], "reward, relative": ["reward"
 plots.learning_curves(scalars, panels, "update")
 
 # %% [markdown]
-# **Explain.** The first curve is a negative log-likelihood of a *density*. It may well be negative: a narrow Gaussian is higher
-# than 1. Only differences mean something.
+# **Explain.** The first curve is a negative log-likelihood of a *density*, in nats, summed over the numbers of *z*. It may well be
+# negative: a narrow Gaussian is higher than 1. Only differences mean something. The reward's error is relative: 1 is what always
+# saying 0 costs. Where a held-out curve stays up or rises while the other one falls, M learns what it was shown by heart, and that
+# question is the hard one.
 
 # %% [markdown]
 # ## 2. Better than nothing?
@@ -95,13 +97,14 @@ print(f"reward: squared error of M {facts['reward_mse']:.4g}, of always guessing
 plots.bars({"copy the last z": facts["copy_last_nll"], "M": facts["nll"]}, "nats per step", "Surprise at what came next (less is better)")
 
 # %% [markdown]
-# **Explain.** Each nat says that M thought what really came *e* times as likely. What it knows beyond the copy is motion: where
-# things are going, and what the action does to them.
+# **Explain.** Each nat says that M thought what really came *e* times as likely. Two things put it ahead: motion, that is where
+# things are going and what the action does to them; and knowing *when* much will change and when little, while the copy has one
+# width for both.
 
 # %% [markdown]
 # ## 3. Alone in the dark
-# The harder test is *open loop*: M watches for some steps, then the picture stops. From there it feeds on its own predictions and
-# is told only the actions that were really taken.
+# The harder test is *open loop*: M watches for some steps, then the picture stops. From there it feeds on its own predictions, the
+# likeliest one each time, and is told only the actions that were really taken.
 #
 # **Predict.** After how many steps will its picture be wrong?
 
@@ -164,8 +167,9 @@ figure
 # *What to expect: drawn at budget `smoke`; nothing has learned anything at that budget.*
 
 # %% [markdown]
-# **Explain.** The first column is the last thing M saw. From there small errors grow, because every prediction is built on the one
-# before. What stays right longest is what the memory holds well.
+# **Explain.** The curve is the mean of all windows; the pictures are of the one where most happens, so the hardest. The first column
+# is the last thing M saw. From there small errors grow, because every prediction is built on the one before. What stays right longest
+# is what the memory holds well.
 
 # %% [markdown]
 # ## 4. Temperature
@@ -337,8 +341,8 @@ print(check_at_temperature(at_temperature))
 # %% [markdown]
 # ### Exercise 4.3 · The likelihood of a mixture
 # (20 minutes, hard) Rebuild M's loss. For each dimension of *z* there is a mixture of its own; the dimensions are independent given
-# the memory. The shapes are those of the arguments of section 1: (batch, time, z_dim, num_mixtures) for the mixture, (batch,
-# time, z_dim) for what came.
+# the memory. The loss is −Σ_i log Σ_k π_ik N(z_i; μ_ik, σ_ik), i over the numbers of *z*, k over the parts of the mixture. Shapes:
+# (batch, time, z_dim, num_mixtures) for the mixture, (batch, time, z_dim) for what came.
 # Give the nats for each step, (batch, time). `HALF_LOG_2PI` is ½ log 2π.
 
 # %%

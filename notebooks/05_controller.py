@@ -57,6 +57,7 @@ from wm_lib.course.exercises.controller import (
 )
 from wm_lib.events import read_scalars
 from wm_lib.pipeline import Pipeline
+from wm_lib.tasks import ACTION_NAMES
 from wm_lib.worlds.envs import make_env
 
 run = Pipeline.open(task, budget, run_dir, seed)
@@ -64,8 +65,10 @@ print(f"{run.task.name}: {run.directory}")
 
 # %% [markdown]
 # ## 1. Learning to act
-# V and M are frozen now. C gets the latest few *z* and the memory *h*, and answers with a preference for each action. It learns in
-# the real world, by trial and error.
+# V and M are frozen now. C gets the latest few *z* and the memory *h*, and answers with a preference for each action. These
+# preferences are called *logits*; a softmax makes probabilities of them. C learns in the real world, by trial and error. With PPO
+# (proximal policy optimisation) it plays a stretch, makes the actions that turned out better than expected a little likelier, by
+# gradients and never by much at once, and plays again. What was expected is said by a second network, the *critic*.
 #
 # **Predict.** Will the return rise evenly, or in jumps?
 
@@ -83,9 +86,9 @@ if not names:
 plots.learning_curves(scalars, {"return while training": names}, "decision" if config.type == "ppo" else "generation")
 
 # %% [markdown]
-# **Explain.** Each point is a mean over the last episodes, played while learning and with actions drawn by chance. It shows that
-# something is learned. It is not a score: that comes in [notebook 07](07_curriculum.ipynb). An empty panel means that no episode
-# came to its end.
+# **Explain.** Each point is a mean over the last episodes that ended, played while learning and with actions drawn by chance. It shows
+# that something is learned. It is not a score: that comes in [notebook 07](07_curriculum.ipynb). An empty panel means that no episode
+# came to its end. The first point knows only episodes that ended early, and so does one where a training was interrupted.
 
 # %% [markdown]
 # ## 2. What C sees
@@ -126,12 +129,15 @@ plots.over_time(np.array(watched), "decision", "feature", "What C sees: the late
 # *What to expect: drawn at budget `smoke`; nothing has learned anything at that budget.*
 
 # %% [markdown]
-# **Explain.** Nearly all of the agent's knowledge is in V and M. That is the idea of the paper: keep the part that must learn by
-# trial and error small, and let the large parts learn from data, where every frame teaches.
+# **Explain.** Most of the agent's numbers are in V and M (those of V's half that draws, too, which C does not need). That is the idea
+# of the paper: keep the part that must learn by trial and error small, and let the large parts learn from data, where every frame
+# teaches. PPO's gradients do not mind if C is a small network; the paper's C is the last bar, few enough numbers for evolution.
 
 # %% [markdown]
 # ## 3. Watching it play
-# On the left the world, on the right what V makes of it, which is all the agent has.
+# On the left the world, on the right what V makes of it. That and its memory *h* are all the agent has.
+#
+# **Predict.** Which action will it choose most?
 
 # %%
 seen = world_model.decode(world_model.encode(recording.frames[:, 0]))
@@ -140,13 +146,18 @@ films.film(np.stack([recording.frames[:, 0], seen], axis=1), f"The trained agent
 
 # %%
 used = np.bincount(recording.action.ravel(), minlength=run.task.num_actions)
-print("actions chosen:", ", ".join(f"{native}: {n}" for native, n in zip(run.task.actions, used, strict=True)))
-plots.action_histogram(recording.action, [str(native) for native in run.task.actions])
+labels = ACTION_NAMES[run.task.name]
+print("actions chosen:", ", ".join(f"{label}: {n}" for label, n in zip(labels, used, strict=True)))
+plots.action_histogram(recording.action, labels)
+
+# %% [markdown]
+# **Explain.** An action that is hardly ever chosen is not missing: C may have found that it does not pay, or that others do the same.
 
 # %% [markdown]
 # ## 4. Evolution instead
 # The paper's C is linear, and no gradient is used: CMA-ES tries a population of controllers, moves towards the better ones and
-# learns in which directions it pays to try. Every candidate of a generation plays the same games, all at once.
+# learns in which directions it pays to try (above a thousand parameters, as here, only how far to go along each of them: for all
+# directions there are never enough games). Every candidate of a generation plays the same games, all at once.
 #
 # **Predict.** In this short a run, will the best of a generation be far ahead of its mean? Would you trust the best?
 
@@ -161,7 +172,8 @@ short = config.model_copy(
 folder = run.directory / "evolution"
 shutil.rmtree(folder, ignore_errors=True)
 evolved = train_evolution(world_model, run.task, short, seed=seed, directory=folder, log_dir=folder)
-print(f"{evolved.meta['real_steps']} real decisions; the final mean earns {evolved.meta['mean_return']:.1f} in {short.max_decisions} decisions")
+print(f"{evolved.meta['real_steps']} real decisions")
+print(f"the controller in the middle of the last population earns {evolved.meta['mean_return']:.1f} in {short.max_decisions} decisions")
 
 # %%
 scalars = read_scalars(folder)
@@ -174,8 +186,9 @@ plots.learning_curves(scalars, {f"return in {short.max_decisions} decisions": ["
 # *What to expect: drawn at budget `smoke`; nothing has learned anything at that budget.*
 
 # %% [markdown]
-# **Explain.** The best of many noisy trials is mostly lucky. That is why what we keep is the *mean* of the final distribution, played
-# anew. A few generations prove nothing; the paper ran hundreds. Set `controller.type: original` in a configuration file to train
+# **Explain.** The best of many noisy trials owes much of its lead to luck. That is why we keep the *mean* of the final distribution:
+# one controller, the middle of the cloud, played anew. It is not the curve *mean return*, which is the average of all candidates. Each
+# of them is the middle plus noise, so the middle may earn more than they do. A few generations prove nothing; the paper ran hundreds. Set `controller.type: original` in a configuration file to train
 # the whole stage that way.
 
 # %% [markdown]
@@ -328,9 +341,10 @@ print(check_error_of_difference(error_of_difference))
 # %% [markdown]
 # ### Exercise 5.4 · Who deserves the reward?
 # (20 minutes, hard)
-# PPO wants to know how much better than expected an action was. *GAE* sums the surprises
-# δ_t = r_t + γ V_{t+1} − V_t that follow, each step further weighing γλ times as much. `done[t]` says that the episode ended with
-# `reward[t]`: what comes in the next row is another game.
+# PPO wants to know how much better than expected an action was. `value[t]`, v_t for short (not our V), is the return that the critic
+# expects from row t on; γ below 1 (`gamma`) makes later rewards count less. *GAE* (generalised advantage estimation) sums the surprises
+# δ_t = r_t + γ v_{t+1} − v_t that follow, each step further weighing γλ times as much; λ (`lam`) says how far to look. `done[t]` says
+# that the episode ended with `reward[t]`: what comes in the next row is another game.
 
 
 # %%

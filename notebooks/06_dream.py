@@ -55,6 +55,7 @@ from wm_lib.dreams import default_horizon, dream_against_reality, dreams_of
 from wm_lib.evaluation import agent_maker, evaluate, random_maker
 from wm_lib.events import read_scalars
 from wm_lib.pipeline import Pipeline
+from wm_lib.report import interval
 from wm_lib.worlds.dream import DreamVectorEnv
 
 run = Pipeline.open(task, budget, run_dir, seed)
@@ -127,7 +128,8 @@ plots.learning_curves(scalars, {"return in the dream": ["best_return", "mean_ret
 # %% [markdown]
 # ## 3. Waking up
 # The same controller, unchanged, in the real environment: its features come from real frames now. Random play stands beside it in
-# both worlds, since the two pay by different rules: a dream is cut off early, and its rewards are guesses.
+# both worlds, since the two pay by different rules: a dream (temperature 1 here) is cut off after its horizon, wherever the real
+# episode would be, and its rewards and ends are guesses.
 
 # %%
 num_dreams = 16
@@ -137,7 +139,7 @@ episodes = min(8, evaluation.episodes)
 awake = evaluate(run.task, agent_maker(run.task, world_model, dreamer), episodes, evaluation.seed)
 chance = evaluate(run.task, random_maker(run.task), episodes, evaluation.seed)
 print(f"in the dream: {dreamer.meta['mean_return']:.1f}, random play {in_dream.mean():.1f}")
-print(f"in reality:   {awake['mean']:.1f}, random play {chance['mean']:.1f}, over {episodes} whole episodes each")
+print(f"in reality:   {interval(awake)}, random play {interval(chance)}, over {episodes} whole episodes each")
 
 # %%
 plots.bars(
@@ -157,7 +159,7 @@ plots.bars(
 # *What to expect: drawn at budget `smoke`; nothing has learned anything at that budget.*
 
 # %% [markdown]
-# **Explain.** If the return rises in the dream and not in reality, C has found something that pays only there: a flaw of M, which
+# **Explain.** If the return rises in the dream and, beyond the intervals, not in reality, C has found something that pays only there: a flaw of M, which
 # evolution will always find if it is worth something. The paper's remedy is a higher *temperature*: a bolder dream is harder to exploit.
 # Another is better data: a world model knows only what it has been shown, and this one was shown random play.
 
@@ -172,8 +174,9 @@ plots.bars(
 # %%
 run.build("controller")
 episodes = min(32, 4 * evaluation.episodes)
-honest = dream_against_reality(run, num_episodes=episodes, num_candidates=min(16, episodes))
-print(f"first {honest['horizon']} decisions of an episode, {episodes} episodes: trained, random play, rank correlation")
+candidates = min(16, episodes)
+honest = dream_against_reality(run, num_episodes=episodes, num_candidates=candidates)
+print(f"first {honest['horizon']} decisions of an episode, {episodes} episodes: trained, random play, rank correlation of {candidates}")
 print(f"reality          {honest['real']['mean']:8.1f} {honest['real_random']['mean']:8.1f}")
 for temperature, asleep in honest["dream"].items():
     correlation = honest["rank_correlation"][temperature]
@@ -182,7 +185,9 @@ for temperature, asleep in honest["dream"].items():
 
 # %% [markdown]
 # **Explain.** A dream that pays the trained controller no more than a random one has not understood what the reward is for. And a
-# dream whose ranking has nothing to do with reality's is no place to train in, however pretty its pictures.
+# dream whose ranking has nothing to do with reality's is no place to train in, however pretty its pictures. Among n candidates chance
+# alone makes correlations of about ±1/√(n−1): temperatures closer than that cannot be told apart. Where random play earns more asleep
+# than awake, the dream is too kind.
 
 # %% [markdown]
 # And what a `full` training of this task showed:
@@ -199,15 +204,15 @@ print(examine.dream_table(full) if full else f"no full run of {run.task.name} is
 # **Predict.** Who lives longer, and does it pay?
 
 # %%
-for name, threshold in {"drawn": None, "only when M is certain": 1.0}.items():
+for name, threshold in {"drawn": None, "only when M is 99 % sure": 0.99}.items():
     env = dreams_of(run, num_dreams, horizon, 1.0, seed=seed, done_threshold=threshold)
     paid, played = play_once(env, RandomAgent(run.task.num_actions, num_dreams), horizon)
-    print(f"the end {name}: {played / num_dreams:.1f} decisions a dream, at most {horizon}; paid {paid.mean():.1f}")
+    print(f"the end {name}: {played / num_dreams:.1f} decisions a dream, at most {horizon}; paid {paid.mean():.1f} ± {paid.std() / np.sqrt(num_dreams):.1f}")
 
 # %% [markdown]
-# **Explain.** M is never certain, so nobody dies any more: every dream lasts to its horizon. Where losing is what ends an episode, a
-# controller can learn nothing here about not losing, and where staying is paid, it is paid for nothing. If both lines are alike, M
-# expects hardly any ends, and that is worth knowing, too. Draw what is uncertain.
+# **Explain.** M is hardly ever so sure, so most dreams last to their horizon. Where losing is what ends an episode, a controller can
+# learn little here about not losing, and where staying is paid, it is paid for nothing. What is paid has its standard error beside it:
+# compare the lengths first. If both lines are alike, M expects hardly any ends, and that is worth knowing, too. Draw what is uncertain.
 
 # %% [markdown]
 # ## 6. Exercises

@@ -67,7 +67,7 @@ print(f"looking in {run.directory.parent} and {project_root() / 'assets' / 'mani
 
 # %% [markdown]
 # ## 1. The table
-# **Predict.** From what you have seen so far: which interval will be the widest, measured against its target?
+# **Predict.** From what you have seen so far: which interval will be the widest, as a share of the way from random play to the target?
 
 # %%
 manifests = {}
@@ -78,6 +78,9 @@ for source, folder in {"this run": run.directory.parent, "shipped": project_root
         manifests[source] = []
         print(f"left out: {error}")
     print(f"{source}:\n{results_table(manifests[source])}\n" if manifests[source] else f"{source}: no manifests\n")
+for m in manifests["this run"] or manifests["shipped"]:
+    (low, high), way = m["score"]["ci95"], m["target"] - m["random_score"]["mean"]
+    print(f"{m['task']}: an interval of " + ("one episode" if low is None else f"{100 * (high - low) / way:.0f} % of the way"))
 own = manifests["this run"]
 missing = [name for name in names if name not in {m["task"] for m in own}]
 if missing:
@@ -87,7 +90,8 @@ if missing:
 plots.scores(own or manifests["shipped"])
 
 # %% [markdown]
-# **Explain.** A score of few episodes is a rough guess, and its interval says so. The published ones take 100. A run at `smoke` has
+# **Explain.** A score of few episodes is a rough guess, and its interval says so. A finished one takes 100; the column *episodes* says
+# how many these took. A run at `smoke` has
 # learned nothing; its numbers are here to show that the table works.
 
 # %% [markdown]
@@ -99,7 +103,8 @@ plots.scores(own or manifests["shipped"])
 #   agent could learn the few possible starts by heart.
 # - **LunarLander.** Actions are sampled too. The ship's exhaust is not drawn, since the fast path has none; it touches nothing.
 # - **CarRacing.** Actions are sampled here as well. The digits in the corner of the picture, the return so far, are not shown.
-# - **Cost.** *Real steps* are all decisions in the real environment, the data for V and M included.
+# - **Cost.** *Real steps* are all decisions that learning took in the real environment, the data for V and M included, the
+#   measuring not.
 # - **Never** is a point on a learning curve called a score.
 #
 # **Predict.** If you measured again with other seeds, would the new mean lie in the old interval?
@@ -109,6 +114,10 @@ for m in own or manifests["shipped"]:
     s = m["score"]
     print(f"{m['task']:>12}: seeds {s['seeds'][0]} to {s['seeds'][-1]}, {s['distinct_returns']} different returns, "
           f"standard deviation {s['std']:.1f}, measured at commit {str(m.get('commit'))[:12]}")  # fmt: skip
+
+# %% [markdown]
+# **Explain.** Not as often as 95 times in 100: the new mean has luck of its own, which makes it about five times in six. And where there
+# are few *different returns*, an agent may be playing the same few games again and again.
 
 # %% [markdown]
 # ## 3. The agents at play
@@ -184,10 +193,11 @@ else:
 efficiency.figure(comparison, others) if comparison else None
 
 # %% [markdown]
-# **Explain.** A ratio above 1 says that the world model saved real decisions; its interval is a bootstrap over the seeds, and three
-# seeds make a coarse one. Against CPU hours the picture may look different: V and M cost computing time, and where the world is a
-# cheap simulator a decision costs next to nothing. A world model pays when decisions are what is dear. Rows and lines marked
-# *published* are what others report, under protocols that differ in details; `assets/manifests/compare/published.json` names the sources.
+# **Explain.** A ratio above 1 says that the world model saved real decisions; its interval is a bootstrap over the seeds (drawn
+# again and again from those we have), and three seeds make a coarse one. Against CPU hours the picture may look different: V and M
+# cost computing time, and where the world is a cheap simulator a decision costs next to nothing. A world model pays when decisions are
+# what is dear. Rows and lines marked *published* are what others report, under protocols that differ in details;
+# `assets/manifests/compare/published.json` names the sources.
 
 # %% [markdown]
 # ## 5. What goes wrong: a record that is none
@@ -378,7 +388,9 @@ print(check_honest_score(honest_score))
 
 # %%
 reached = [m["task"] for m in own if m["score"]["mean"] >= m["target"]]
-print(f"{len(own)} of {len(names)} tasks measured in this run; target reached: {', '.join(reached) or 'none'}")
+surely = [m["task"] for m in own if None not in m["score"]["ci95"] and min(m["score"]["ci95"]) >= m["target"]]
+print(f"{len(own)} of {len(names)} tasks measured in this run; target reached by the mean: {', '.join(reached) or 'none'};")
+print(f"by the whole interval: {', '.join(surely) or 'none'}")
 
 # %% [markdown]
 # - Every number in the table has a file behind it with seeds, settings, versions and the hashes of the weights.

@@ -14,6 +14,7 @@ import torch
 from wm_lib.course.exercises import NOT_YET, RIGHT, check, tried
 from wm_lib.course.exercises.diagnostics import choose_mode as mode_of
 from wm_lib.course.exercises.diagnostics import judge
+from wm_lib.course.exercises.start import play
 from wm_lib.models import mdn_rnn as library_m
 
 FOLDER = Path(__file__).parent.parent / "notebooks"
@@ -157,6 +158,16 @@ def remembers_the_next(see, remember, choose, world, frame, memory, num_decision
     return actions
 
 
+def begins_anew(see, remember, choose, world, frame, memory, num_decisions):
+    actions, first = [], memory
+    for _ in range(num_decisions):
+        z = see(frame)
+        actions.append(choose(z, memory))
+        memory = remember(z, actions[-1], first)
+        frame = world(actions[-1])
+    return actions
+
+
 def every_tenth_frame(num_sequences, length):
     index = np.arange(num_sequences * length)
     return index[index % 10 != 3], index[index % 10 == 3]
@@ -179,6 +190,8 @@ BUGS = [  # module, exercise, an attempt, words of what is said of it
     ("start", "play", remembers_too_early, "the memory is updated before C chooses"),
     ("start", "play", forgets, "the memory is not kept"),
     ("start", "play", remembers_the_next, "M is given the next z"),
+    ("start", "play", begins_anew, "it goes on from the one that it returned last"),
+    ("start", "play", lambda *args: np.array(play(*args)), "the list of the actions is not what is returned"),
     ("diagnostics", "decisions_per_second", lambda s, n, k: n * k / np.mean(s), "the mean of the timings"),
     ("diagnostics", "decisions_per_second", lambda s, n, k: k / min(s), "the games are forgotten"),
     (
@@ -219,6 +232,12 @@ BUGS = [  # module, exercise, an attempt, words of what is said of it
     ("data", "same_after", lambda a, first, k: (a[k:] == a[:-k]).mean(), "time is the second axis"),
     ("data", "same_after", lambda a, first, k: (a[:, k:] == a[:, :-k])[~first[:, k:]].mean(), "a border between"),
     ("data", "hold_out", every_tenth_frame, "it leaks"),
+    (
+        "data",
+        "hold_out",
+        lambda n, length: (np.arange(n * length) >= length, np.arange(n * length) < length),
+        "are masks",
+    ),
     ("data", "hold_out", as_if_time_came_first, "sequence and time are swapped"),
     ("data", "hold_out", lambda n, length: (np.arange(n - 1), np.arange(n - 1, n)), "these are sequences"),
     ("vae", "reparameterise", lambda mu, s, noise: mu + s * noise, "logarithm of σ"),
@@ -240,7 +259,8 @@ BUGS = [  # module, exercise, an attempt, words of what is said of it
     ("vae", "active_units", lambda mu: (mu.var(axis=0) > 0.01).sum(), "flatten all but the last axis"),
     ("vae", "foreground_weights", foreground, "uint8 has no numbers below 0"),
     ("vae", "foreground_weights", lambda f, s, w: foreground(f.int(), s.int(), w), "what is darker differs too"),
-    ("mdn_rnn", "line_up", lambda z, a, done: (z[:-1], a[1:], z[1:], ~done[:-1]), "the action is one row too late"),
+    ("mdn_rnn", "line_up", lambda z, a, done: (z[:-1], a[1:], z[1:], ~done[:-1]), "the action of the next row"),
+    ("mdn_rnn", "line_up", lambda z, a, done: (z[:-1], np.roll(a, 1)[:-1], z[1:], ~done[:-1]), "one row late"),
     ("mdn_rnn", "line_up", lambda z, a, done: (z[:-1], a[:-1], z[1:], done[:-1] > 1), "for `known`"),
     ("mdn_rnn", "line_up", lambda z, a, done: (z[:-1], a[:-1], z[1:], done[:-1] < 2), "the end of an episode is forg"),
     ("mdn_rnn", "line_up", lambda z, a, done: (z[:-1], a[:-1], z[1:], ~done[1:]), "`known` is one row too late"),

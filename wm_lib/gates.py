@@ -231,7 +231,9 @@ def drift_bounded(
     return Gate(
         "drift",
         bool(steps) and all(found[f"error_{k}"] <= max_ratio * spread for k in steps),
-        "error of z after k dreamt steps: " + ", ".join(texts) if texts else "no episode is long enough to dream along",
+        f"root of the mean squared error of z after k dreamt steps: {', '.join(texts)}"
+        if texts
+        else "no episode is long enough to dream along",
         f"at most {max_ratio * spread:.3g} = {max_ratio:g} x the data's spread",
         "raise mdnrnn.num_updates or mdnrnn.sequence_length, or lower mdnrnn.learning_rate",
         {name: _finite(value) for name, value in found.items()} | {"max_ratio": max_ratio},

@@ -23,8 +23,9 @@ from wm_lib.control.controller import Controller
 from wm_lib.course import films
 from wm_lib.errors import StageError
 from wm_lib.evaluation import agent_maker, evaluate
+from wm_lib.folders import project_root
 from wm_lib.models.world_model import WorldModel
-from wm_lib.tasks import FRAME_SIZE, Task
+from wm_lib.tasks import FRAME_SIZE, TASKS, Task
 from wm_lib.worlds import make_env
 from wm_lib.worlds.dream import DreamVectorEnv
 
@@ -83,6 +84,20 @@ class Beside:
         self.h = model.step(z, taken, self.h)
         self.alone = (self.alone + 1) % RESEED
         return panes
+
+
+def shipped_agent(first: str) -> tuple[Task, WorldModel, Controller] | None:
+    """The shipped agent of a task, or of another where it has none; None where none is shipped."""
+    from wm_lib.models.neural import NeuralWorldModel
+
+    for name in (first, *TASKS):
+        folder = project_root() / "assets" / "weights" / name
+        if (folder / "controller.safetensors").exists():
+            controller = Controller.load(folder / "controller.safetensors")
+            recent_z = controller.meta["recent_z"]
+            model = NeuralWorldModel.load(folder / "vae.safetensors", folder / "mdn_rnn.safetensors", recent_z)
+            return TASKS[name], model, controller
+    return None
 
 
 def play(

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-NOT_YET = "Not attempted yet."
+NOT_YET = "Not attempted yet: it returned None."
 RIGHT = "✓ Right"
 
 

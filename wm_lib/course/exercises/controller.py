@@ -90,6 +90,13 @@ def check_draw_action(attempt: Callable) -> None:
             found = None
         if not np.array_equal(found, 1):
             raise wrong(f"right for small logits, not for logits near {shift:g}: subtract the maximum before exp")
+    try:
+        with np.errstate(all="ignore"):
+            found = tried(attempt, np.array([0.0, 0.0, 0.0, 5000.0, 5000.0]), 0.75)
+    except Verdict:
+        found = None
+    if not np.array_equal(found, 4):
+        raise wrong("right for small logits, not where some are far above others: subtract the maximum, nothing else")
 
 
 @check

@@ -113,6 +113,8 @@ def check_hold_out(attempt: Callable) -> None:
         found = tried(attempt, num_sequences, length)
         if not isinstance(found, tuple | list) or len(found) != 2:
             raise wrong("two arrays are asked for: the frames to train on and those to test with")
+        if any(np.asarray(part).dtype.kind == "b" for part in found):
+            raise wrong("these are masks; numbers of frames are asked for, np.flatnonzero makes them")
         try:
             train, test = (np.asarray(part, np.int64).ravel() for part in found)
         except (TypeError, ValueError) as error:

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from wm_lib.course.exercises import check, compare, tried
+from wm_lib.course.exercises import NOT_YET, Verdict, check, compare, tried, wrong
 
 
 def __getattr__(name: str) -> Any:
@@ -151,3 +151,10 @@ def check_spearman(attempt: Callable) -> None:
             "the sign is turned: the ranks of one run the other way": -wanted,
         }
         compare(tried(attempt, x, y), wanted, mistakes)
+    try:
+        with np.errstate(all="ignore"):
+            tried(attempt, np.ones(4), np.arange(4.0))
+    except Verdict as verdict:
+        if str(verdict) == NOT_YET:  # None, as it should be
+            return
+    raise wrong("where all values of one are equal there is no ranking: return None")

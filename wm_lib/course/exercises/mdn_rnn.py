@@ -46,10 +46,11 @@ def check_line_up(attempt: Callable) -> None:
         raise wrong("four arrays are asked for: z, action, z_next, known")
     if any(np.shape(part)[:1] == (9,) for part in found):
         raise wrong("there are as many rows as were given, but the last one has no next z: leave it out")
-    one_late = "the action is one row too late: a_t, chosen at z_t, leads to z_{t+1}"
+    early = "that is the action of the next row: a_t, chosen at z_t, leads to z_{t+1}"
+    late = "the action is one row late, it is that of the row before: a_t, chosen at z_t, leads to z_{t+1}"
     read, taken, target, known = found
     compare(read, z[:-1], {"M reads the z that it should predict": z[1:]}, "the z that M reads")
-    compare(taken, action[:-1], {one_late: action[1:]}, "the actions")
+    compare(taken, action[:-1], {early: action[1:], late: np.roll(action, 1)[:-1]}, "the actions")
     compare(target, z[1:], {"M is asked for the z that it has just read": z[:-1]}, "the z to predict")
     mistakes = {
         "`known` is turned round: it is true where the next z follows": done[:-1],

@@ -77,7 +77,7 @@ def check_play(attempt: Callable) -> None:
 
         found = tried(attempt, see, remember, choose, world, "frame 0", ("h", 0), num_decisions)
         _in_order(log, num_decisions)
-        if found != [f"a{t}" for t in range(num_decisions)]:
+        if not isinstance(found, list) or found != [f"a{t}" for t in range(num_decisions)]:
             raise wrong("everything happens in its order, but the list of the actions is not what is returned")
 
 
@@ -106,8 +106,12 @@ def _in_order(log: list[tuple], num_decisions: int) -> None:
     for t, (action,) in enumerate(asked["world"]):
         if action != f"a{t}":
             raise wrong(f"the world is given {action!r} where C chose 'a{t}'")
-    for t, (z, action, _) in enumerate(asked["remember"]):
+    for t, (z, action, memory) in enumerate(asked["remember"]):
         if z == ("z", f"frame {t + 1}"):
             raise wrong("M is given the next z; it remembers the z at which the action was chosen")
         if (z, action) != (("z", f"frame {t}"), f"a{t}"):
             raise wrong(f"M remembers {z!r} and {action!r} in decision {t}; z and action belong together")
+        if memory != ("h", t):
+            raise wrong(
+                f"M is given the memory {memory!r} in decision {t}; it goes on from the one that it returned last"
+            )
