@@ -76,7 +76,7 @@ TASKS: dict[str, Task] = {
         Task("breakout", "BreakoutNoFrameskip-v4", "Breakout-v5", 300.0, _PADDLE, 27_000,
              frames_per_decision=4, atari=True, fire=True, crop=(13, 77, 0, 64), sampled=True),
         Task("car-racing", "CarRacing-v3", "CarRacing-v3", 900.0, _DRIVING, 250,
-             action_repeat=4, frames_per_decision=4),
+             action_repeat=4, frames_per_decision=4, sampled=True),
     )
 }  # fmt: skip
 

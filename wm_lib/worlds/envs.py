@@ -42,6 +42,7 @@ _Step = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]
 _FIRE = 1  # native action of Pong and Breakout
 _ATARI_ROWS = 84  # 210 x 160 shrinks by 2.5 both ways to 84 rows x 64 columns; task.crop keeps 64 rows
 _LANDER_PICTURE = (200, 300)  # rows and columns; task.crop keeps some of them
+_DIGITS = np.s_[56:, :8]  # of CarRacing's frame
 _ATARI = {"frame_skip": 4, "noop_max": 30}
 _BOX2D = "gymnasium[box2d]"
 _PIP_NAMES = {"cv2": "opencv-python", "ale_py": "ale-py", "Box2D": _BOX2D, "pygame": _BOX2D}
@@ -353,7 +354,12 @@ def _shrink(picture: np.ndarray, task: Task, lower: int = 0) -> np.ndarray:
         # Gymnasium draws LunarLander at 400 x 600, twice as fine as EnvPool is told to.
         top, bottom, left, right = (edge * len(picture) // _LANDER_PICTURE[0] for edge in task.crop)
         picture = picture[top + lower : bottom + lower, left:right]
-    return cv2.resize(picture, (FRAME_SIZE, FRAME_SIZE), interpolation=cv2.INTER_AREA)
+    frame = cv2.resize(picture, (FRAME_SIZE, FRAME_SIZE), interpolation=cv2.INTER_AREA)
+    if task.name == "car-racing":
+        # The return so far, in digits that the two paths draw each in its way: V would keep it, and learn to tell the
+        # paths apart by it. The bars beside it, of speed, wheels and steering, stay.
+        frame[_DIGITS] = 0
+    return frame
 
 
 def _can_import(module: str) -> bool:
