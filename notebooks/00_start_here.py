@@ -149,7 +149,7 @@ agent_film
 dream_film = None
 if shipped:
     pictures = []
-    paid = play_dream(played_task, world_model, controller, seed, lambda panes, titles, caption: pictures.append(panes))
+    paid = play_dream(played_task, world_model, controller, seed, lambda panes, *_: pictures.append(panes), seconds=6)
     print(f"a dream of {len(pictures)} decisions, dreamt pay {paid:.1f}")
     dream_film = films.film(np.stack(pictures), f"Left the real frame with which it began, right the dream of {played_task.name}")
 dream_film

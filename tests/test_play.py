@@ -14,6 +14,7 @@ from wm_lib import play
 from wm_lib.control.controller import Controller
 from wm_lib.errors import StageError
 from wm_lib.evaluation import agent_maker, evaluate
+from wm_lib.folders import project_root
 from wm_lib.models.mdn_rnn import MDNRNN
 from wm_lib.models.neural import NeuralWorldModel
 from wm_lib.models.vae import VAE
@@ -213,3 +214,16 @@ def test_play_shows_every_game_until_nobody_looks(agent, tmp_path, monkeypatch):
     assert play.play(LANDER, *agent, [5, 6], tmp_path / "film.gif") == []  # full before the first game is over
     assert len(in_gif(tmp_path / "film.gif")) == 13
     assert len(play.play(LANDER, *agent, [5, 6], tmp_path / "dream.gif", dream=True)) == 1
+
+
+def test_where_a_task_has_no_agent_that_of_another_is_shown(tmp_path, monkeypatch):
+    found = play.shipped_agent("lunar-lander")
+    assert found is not None and found[0] == LANDER
+    frames = np.zeros((2, 64, 64, 3), np.uint8)
+    assert found[1].features(found[1].encode(frames), found[1].initial_state(2)).shape == (2, found[2].feature_dim)
+    weights = tmp_path / "assets" / "weights"
+    monkeypatch.setattr(play, "project_root", lambda: tmp_path)
+    assert play.shipped_agent("pong") is None
+    weights.mkdir(parents=True)
+    (weights / "lunar-lander").symlink_to(project_root() / "assets" / "weights" / "lunar-lander")
+    assert play.shipped_agent("pong")[0] == LANDER

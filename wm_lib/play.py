@@ -140,9 +140,11 @@ def play_game(task: Task, world_model: WorldModel, controller: Controller, seed:
 
 
 def play_dream(
-    task: Task, world_model: WorldModel, controller: Controller, seed: int, show: Show, temperature: float = 1.0
+    task: Task, world_model: WorldModel, controller: Controller, seed: int, show: Show, seconds: float = SECONDS
 ) -> float:
-    """Play in M alone for `SECONDS`, from the first frame of the real game of this seed; returns the dreamt score.
+    """Play in M alone for so many seconds of the game; returns the dreamt score.
+
+    It begins with the first frame of the real game of this seed.
 
     A dream begins again where M holds its end for likelier than not.
     """
@@ -151,9 +153,9 @@ def play_dream(
         start, _ = env.reset()
     finally:
         env.close()
-    num = round(SECONDS * decisions_per_second(task))
+    num = round(seconds * decisions_per_second(task))
     z = world_model.encode(start)
-    dreams = DreamVectorEnv(world_model, z, 1, num, temperature, task.num_actions, seed, done_threshold=0.5)
+    dreams = DreamVectorEnv(world_model, z, 1, num, 1.0, task.num_actions, seed, done_threshold=0.5)
     agent = FeatureAgent(world_model, controller, 1, [np.random.default_rng(seed)] if task.sampled else None)
     seen = films.record(dreams, agent, num, look=lambda _: world_model.decode(dreams.z))
     for t, score in enumerate(seen.reward[:, 0].cumsum()):
