@@ -12,13 +12,13 @@ import pytest
 from distributed import Client, LocalCluster
 
 from wm_lib import checkpoints, cli, cluster
-from wm_lib.config import ControllerConfig
 from wm_lib.control.controller import Controller
 from wm_lib.control.evolution import pieces, train_evolution
 from wm_lib.errors import StageError, UsageError
 from wm_lib.evaluation import agent_maker, evaluate, random_maker
 from wm_lib.models.reservoir import NUM_PATCHES, Reservoir, echo_state
 from wm_lib.rollouts import StickyRandom, collect
+from wm_lib.settings import ControllerConfig
 from wm_lib.tasks import get_task
 from wm_lib.worlds.simulation import stand_in
 

@@ -6,8 +6,9 @@ import pytest
 import yaml
 
 import wm_lib
-from wm_lib.config import BUDGETS, Config, VAEConfig, load_config, resolve_budget
+from wm_lib.config import BUDGETS, load_config, resolve_budget
 from wm_lib.errors import UsageError
+from wm_lib.settings import Config, VAEConfig
 from wm_lib.tasks import TASKS
 
 PRESETS = Path(wm_lib.__file__).parent / "presets"

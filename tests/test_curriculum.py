@@ -21,11 +21,11 @@ from tqdm.std import tqdm
 from wm_lib import attempts, checkpoints, cli, curriculum, journal
 from wm_lib.attempts import Try, control
 from wm_lib.child import tail_of, take_lock, what_went_wrong
-from wm_lib.config import CurriculumConfig
 from wm_lib.curriculum import MODES, Curriculum, next_try, run
 from wm_lib.curriculum_report import report_table
 from wm_lib.errors import StageError, UsageError
 from wm_lib.journal import Journal, read_journal
+from wm_lib.settings import CurriculumConfig
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="Windows has no signals to crash by and no groups to hold")
 

@@ -4,13 +4,13 @@ import numpy as np
 import pytest
 
 from wm_lib import checkpoints
-from wm_lib.config import ControllerConfig
 from wm_lib.control import evolution
 from wm_lib.control.agent import Agent, FeatureAgent
 from wm_lib.control.controller import Controller
 from wm_lib.control.evolution import CMAES, SimpleES, play_once, train_evolution
 from wm_lib.errors import StageError, UsageError
 from wm_lib.events import read_scalars
+from wm_lib.settings import ControllerConfig
 from wm_lib.tasks import get_task
 
 TASK = replace(get_task("pong"), sampled=False)  # three actions

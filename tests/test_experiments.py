@@ -12,13 +12,13 @@ import torch
 from test_pipeline import TINY, open_tiny
 
 from wm_lib import cli, experiments
-from wm_lib.config import ControllerConfig
 from wm_lib.control.controller import Controller
 from wm_lib.errors import UsageError
 from wm_lib.experiments import EXPERIMENTS, RANDOM, VARIANTS, Row, Variant, experiment, with_changes
 from wm_lib.folders import project_root
 from wm_lib.pipeline import Pipeline
 from wm_lib.rows import read_rows
+from wm_lib.settings import ControllerConfig
 from wm_lib.tasks import TASKS
 
 SMALL = TINY | {

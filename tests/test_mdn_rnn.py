@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from wm_lib import checkpoints
-from wm_lib.config import MDNRNNConfig
 from wm_lib.errors import StageError, UsageError
 from wm_lib.events import read_scalars
 from wm_lib.models import mdn_rnn, training
@@ -29,6 +28,7 @@ from wm_lib.models.mdn_rnn import (
     train_mdn_rnn,
 )
 from wm_lib.rollouts import split_sequences
+from wm_lib.settings import MDNRNNConfig
 
 
 def make_latents(

@@ -9,11 +9,11 @@ import pytest
 import torch
 from torch import nn
 
-from wm_lib.config import MDNRNNConfig
 from wm_lib.errors import StageError, UsageError
 from wm_lib.models.mdn_rnn import MDNRNN, save_mdn_rnn, train_mdn_rnn
 from wm_lib.models.neural import NeuralWorldModel
 from wm_lib.models.vae import VAE, save_vae
+from wm_lib.settings import MDNRNNConfig
 
 Z, A, H = 4, 3, 16
 

@@ -15,7 +15,6 @@ from gymnasium import spaces
 from stable_baselines3 import PPO
 
 from wm_lib import checkpoints
-from wm_lib.config import ControllerConfig
 from wm_lib.control import ppo
 from wm_lib.control.agent import Agent
 from wm_lib.control.controller import Controller
@@ -23,6 +22,7 @@ from wm_lib.control.ppo import FeatureVecEnv, train_ppo
 from wm_lib.events import read_scalars
 from wm_lib.models.world_model import WorldModel
 from wm_lib.seeding import derive_seed
+from wm_lib.settings import ControllerConfig
 from wm_lib.tasks import get_task
 
 TASK = get_task("pong")  # three actions

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 
 from wm_lib import checkpoints, rollouts
-from wm_lib.config import ReservoirConfig
 from wm_lib.control.agent import Agent
 from wm_lib.control.controller import Controller, num_params
 from wm_lib.drift import open_loop_error
 from wm_lib.errors import StageError
 from wm_lib.models import reservoir as res
+from wm_lib.settings import ReservoirConfig
 from wm_lib.tasks import TASKS
 from wm_lib.worlds.simulation import stand_in
 

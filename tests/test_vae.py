@@ -12,7 +12,6 @@ import torch
 from torch import Tensor, nn
 
 from wm_lib import checkpoints
-from wm_lib.config import VAEConfig
 from wm_lib.errors import StageError
 from wm_lib.events import read_scalars
 from wm_lib.models import training, vae
@@ -35,6 +34,7 @@ from wm_lib.models.vae import (
     vae_loss,
 )
 from wm_lib.rollouts import Rollouts
+from wm_lib.settings import VAEConfig
 
 COURT = (144, 72, 17)  # Pong's brown
 BALL = 236

@@ -15,9 +15,9 @@ from tqdm.std import tqdm
 
 from wm_lib import checkpoints
 from wm_lib.child import Child, what_went_wrong
-from wm_lib.config import CurriculumConfig
 from wm_lib.errors import StageError, UsageError
 from wm_lib.report import interval
+from wm_lib.settings import CurriculumConfig
 
 POLL_SECONDS = 0.2
 _MAX_TICK = 10.0  # seconds; more between two looks means that the machine, or we, were asleep

@@ -18,9 +18,10 @@ import numpy as np
 from wm_lib import bench_pairs
 from wm_lib.bench_cluster import scale_overhead
 from wm_lib.bench_pairs import Pair, Work
-from wm_lib.config import Config, load_config
+from wm_lib.config import load_config
 from wm_lib.errors import UsageError
 from wm_lib.events import Progress
+from wm_lib.settings import Config
 from wm_lib.tasks import TASKS, Task, get_task
 
 PIECE_SECONDS, WARM_UP_SECONDS = 1.5, 0.3  # what is timed at a stretch, and what comes before

@@ -8,8 +8,8 @@ from contextlib import ExitStack
 import numpy as np
 
 from wm_lib.bench_pairs import Pair, prepare
-from wm_lib.config import Config
 from wm_lib.control.controller import num_params
+from wm_lib.settings import Config
 from wm_lib.tasks import Task
 
 SCALE_DECISIONS = 50  # of each episode in scale_overhead; the price is that of whole ones

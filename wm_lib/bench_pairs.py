@@ -19,10 +19,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from wm_lib import checkpoints, yardsticks
-from wm_lib.config import Config
 from wm_lib.control.controller import Controller, num_params, population_logits
 from wm_lib.rollouts import Policy, Rollouts, StickyRandom
 from wm_lib.rollouts import collect as collect_rollouts
+from wm_lib.settings import Config
 from wm_lib.tasks import FRAME_SIZE, Task
 
 if TYPE_CHECKING:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from wm_lib import checkpoints, provenance
-from wm_lib.config import Config, resolve_budget
+from wm_lib.config import resolve_budget
 from wm_lib.control.controller import Controller
 from wm_lib.efficiency import Row, figure, published, summarise
 from wm_lib.errors import StageError, UsageError
@@ -27,6 +27,7 @@ from wm_lib.folders import project_root, resolve_run_dir
 from wm_lib.pipeline import Pipeline
 from wm_lib.rows import append_row, read_rows
 from wm_lib.seeding import check_seed
+from wm_lib.settings import Config
 from wm_lib.tasks import Task, get_task
 
 if TYPE_CHECKING:

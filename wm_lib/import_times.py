@@ -24,9 +24,9 @@ HEAVY = {"torch", "gymnasium", "envpool", "ale_py", "stable_baselines3"}
 NUMPY_PATH = tuple(
     f"wm_lib.{name}"
     for name in (
-        "errors seeding tasks config checkpoints events rollouts evaluation pipeline cli "
+        "errors seeding tasks settings config rows checkpoints events rollouts evaluation pipeline cli "
         "control.controller control.agent control.evolution models.reservoir worlds.simulation "
-        "cluster curriculum compare efficiency doctor processes import_times vet"
+        "cluster curriculum compare efficiency experiments doctor processes import_times vet"
     ).split()
 )
 BUDGETS = {"wm_lib": 0.3, **dict.fromkeys(NUMPY_PATH, 1.0)}  # seconds

@@ -30,10 +30,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from wm_lib import checkpoints, cluster, folders, gates, provenance, rollouts
-from wm_lib.config import MODES, Config, load_config, resolve_budget
+from wm_lib.config import MODES, load_config, resolve_budget
 from wm_lib.control.controller import Controller
 from wm_lib.errors import StageError, UsageError
 from wm_lib.seeding import check_seed
+from wm_lib.settings import Config
 from wm_lib.stages import CHECKS, SECTIONS, STEPS
 from wm_lib.stages import STAGES as STAGES_OF
 from wm_lib.tasks import Task, get_task

@@ -7,15 +7,11 @@ import io
 import os
 from dataclasses import asdict, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 from wm_lib.errors import StageError
 
-if TYPE_CHECKING:
-    from _typeshed import DataclassInstance
-
-RowT = TypeVar("RowT", bound="DataclassInstance")
-
+RowT = TypeVar("RowT")  # a dataclass
 _TYPES = {"str": str, "int": int, "float": float}
 
 

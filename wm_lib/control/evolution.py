@@ -19,13 +19,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from wm_lib import checkpoints, cluster
-from wm_lib.config import ControllerConfig
 from wm_lib.control.agent import Agent, FeatureAgent
 from wm_lib.control.controller import Controller, Population, num_params
 from wm_lib.errors import StageError, UsageError
 from wm_lib.events import Progress
 from wm_lib.models.world_model import WorldModel
 from wm_lib.seeding import derive_seed
+from wm_lib.settings import ControllerConfig
 from wm_lib.tasks import Task
 
 if TYPE_CHECKING:

@@ -30,7 +30,7 @@ NUM_FRAMES = 4
 
 @dataclass(frozen=True)
 class Settings:
-    """PPO's settings, in the words of `wm_lib.config.ControllerConfig`; the rest is as Stable-Baselines3 has it.
+    """PPO's settings, in the words of `wm_lib.settings.ControllerConfig`; the rest is as Stable-Baselines3 has it.
 
     Attributes:
         falling_over: Decisions over which the learning rate falls to zero; 0 = it stays as it is. A longer training

@@ -21,12 +21,12 @@ from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.vec_env import VecEnv
 
 from wm_lib import checkpoints
-from wm_lib.config import ControllerConfig
 from wm_lib.control.controller import Controller, normalise
 from wm_lib.events import Progress
 from wm_lib.models import training
 from wm_lib.models.world_model import WorldModel
 from wm_lib.seeding import derive_seed
+from wm_lib.settings import ControllerConfig
 from wm_lib.tasks import Task
 
 NETWORKS = "ppo.safetensors"

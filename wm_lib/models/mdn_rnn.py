@@ -17,12 +17,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from wm_lib import checkpoints
-from wm_lib.config import MDNRNNConfig
 from wm_lib.errors import StageError, UsageError
 from wm_lib.models import training
 from wm_lib.models.latents import Batch, Latents, Stream, check_latents, log_change
 from wm_lib.rollouts import split_sequences
 from wm_lib.seeding import derive_seed
+from wm_lib.settings import MDNRNNConfig
 
 MIN_LOG_SIGMA = -5.0
 HALF_LOG_2PI = 0.5 * math.log(2 * math.pi)

@@ -24,11 +24,11 @@ from typing import Any, Self
 import numpy as np
 
 from wm_lib import checkpoints
-from wm_lib.config import ReservoirConfig
 from wm_lib.errors import StageError
 from wm_lib.events import Progress
 from wm_lib.rollouts import Rollouts
 from wm_lib.seeding import derive_seed
+from wm_lib.settings import ReservoirConfig
 from wm_lib.tasks import FRAME_SIZE
 
 PATCH = 4  # pixels

@@ -25,11 +25,11 @@ from torch import Tensor, nn
 from torch.nn.functional import affine_grid, grid_sample, max_pool2d
 
 from wm_lib import checkpoints
-from wm_lib.config import VAEConfig
 from wm_lib.errors import StageError
 from wm_lib.events import Progress
 from wm_lib.models import training
 from wm_lib.rollouts import Rollouts
+from wm_lib.settings import VAEConfig
 
 CONTRAST = 4.0  # differences from the background are small numbers; this brings them to the scale of 1
 FOREGROUND_THRESHOLD = 25  # of 255
