@@ -12,6 +12,7 @@ from wm_lib.control.agent import Agent
 from wm_lib.control.controller import Controller, num_params
 from wm_lib.drift import open_loop_error
 from wm_lib.errors import StageError
+from wm_lib.models import regression
 from wm_lib.models import reservoir as res
 from wm_lib.settings import ReservoirConfig
 from wm_lib.tasks import TASKS
@@ -49,7 +50,7 @@ def test_ridge_from_sums_is_least_squares_on_the_whole_matrix() -> None:
     rng = np.random.default_rng(0)
     x = np.column_stack([np.ones(200), rng.normal(size=(200, 6)) @ rng.normal(size=(6, 6))])
     y = x @ rng.normal(size=(7, 3)) + 5 + rng.normal(size=(200, 3))
-    moments = res.Moments(7, 3)
+    moments = regression.Moments(7, 3)
     for piece in zip(in_pieces(x), in_pieces(y), strict=True):
         moments.add(*piece)
     for strength in (0.0, 0.3):
@@ -64,8 +65,8 @@ def test_ridge_from_sums_is_least_squares_on_the_whole_matrix() -> None:
 def test_principal_components_from_sums_are_those_of_the_svd() -> None:
     rng = np.random.default_rng(1)
     rows = (rng.normal(size=(300, 8)) * np.array([5, 4, 3, 2, 1, 0.5, 0.2, 0.1])) @ rng.normal(size=(8, 8)) + 3
-    mean, covariance = res.moments_of(in_pieces(rows.astype(np.float32)))
-    directions, variance = res.principal_components(covariance, 4)
+    mean, covariance = regression.moments_of(in_pieces(rows.astype(np.float32)))
+    directions, variance = regression.principal_components(covariance, 4)
     _, singular, right = np.linalg.svd(rows - rows.mean(0), full_matrices=False)
     np.testing.assert_allclose(mean, rows.mean(0), rtol=1e-5)
     np.testing.assert_allclose(variance, singular[:4] ** 2 / len(rows), rtol=1e-4)

@@ -14,7 +14,7 @@ from wm_lib.control.evolution import play_once
 from wm_lib.errors import UsageError
 from wm_lib.evaluation import evaluate, random_maker, summarise
 from wm_lib.tasks import TASKS
-from wm_lib.worlds import make_env
+from wm_lib.worlds import bodies, canvas, courts, make_env
 from wm_lib.worlds import simulation as sim
 
 NAMES = list(TASKS)
@@ -34,14 +34,14 @@ def random_play(name: str, num_envs: int, num_decisions: int, seed: int = 0) -> 
     return rows
 
 
-def skilled(name: str, state: sim.State) -> np.ndarray:
+def skilled(name: str, state: canvas.State) -> np.ndarray:
     """Actions of someone who reads the state: what a good agent could do."""
     if name in ("pong", "breakout"):
         off = state["along"] - state["paddle"] - 4  # off the middle: the ball comes back steep
         forth, back = (2, 1) if name == "pong" else (1, 2)
         return np.where(off < -2, back, np.where(off > 2, forth, 0))
     if name == "lunar-lander":
-        tilt = np.clip(-(state["x"] - sim.PAD) * 0.02 - state["v_x"] * 0.6, -0.4, 0.4)
+        tilt = np.clip(-(state["x"] - bodies.PAD) * 0.02 - state["v_x"] * 0.6, -0.4, 0.4)
         error = tilt - state["angle"] - 6 * state["spin"]
         turn = np.where(error > 0.05, 3, np.where(error < -0.05, 1, 0))
         falls = state["v_height"] < -0.25 - 0.012 * state["height"]
@@ -133,7 +133,7 @@ def test_the_frame_shows_the_ball_and_the_paddle_where_the_state_says(name: str,
             white = white[(white > 5).all(1)] + 0.5
             assert len(white) == 16
             assert np.abs(white.mean(0) - (row, column)).max() <= 0.5
-            paddle = np.argwhere((court == sim._GREEN).all(-1))[:, 1 - across_axis] + 0.5
+            paddle = np.argwhere((court == canvas.GREEN).all(-1))[:, 1 - across_axis] + 0.5
             assert abs(paddle.mean() - state["paddle"][i]) <= 0.5
             checked += 1
     assert checked > 50
@@ -153,8 +153,8 @@ def test_the_ball_goes_straight_and_turns_back_only_at_sides_paddles_and_bricks(
                 along, v_along = before["along"][i], before["v_along"][i]
                 for _ in range(1000):
                     along += v_along / 1000
-                    if not sim.BALL <= along <= sim.COURT:
-                        v_along, along = -v_along, np.clip(along, sim.BALL, sim.COURT)
+                    if not courts.BALL <= along <= courts.COURT:
+                        v_along, along = -v_along, np.clip(along, courts.BALL, courts.COURT)
                         sides += 1
                 assert abs(state["along"][i] - along) < 0.02 and state["v_along"][i] == v_along
                 assert state["across"][i] == before["across"][i] + before["v_across"][i]
@@ -164,13 +164,13 @@ def test_the_ball_goes_straight_and_turns_back_only_at_sides_paddles_and_bricks(
 
 
 def test_the_paddle_sends_the_ball_back_the_way_it_was_met() -> None:
-    state = sim._begin_pong(np.full((4, sim.LUCK), 0.5))
+    state = courts.begin_pong(np.full((4, canvas.LUCK), 0.5))
     state |= {"across": np.full(4, 57.0), "v_along": np.zeros(4), "along": np.array([32.0, 36.5, 22.9, 23.1])}
-    reward, _ = sim._advance_pong(state, np.zeros(4, int))
+    reward, _ = courts.advance_pong(state, np.zeros(4, int))
     assert state["v_across"].tolist() == [-3, -3, 3, -3]  # the third passed the paddle's end
     assert state["across"].tolist() == [56, 56, 60, 56]
     np.testing.assert_allclose(state["v_along"], [0, 1.5, 0, -3 * 8.9 / 9])
-    reward, _ = sim._advance_pong(state, np.zeros(4, int))
+    reward, _ = courts.advance_pong(state, np.zeros(4, int))
     assert reward.tolist() == [0, 0, -1, 0] and state["theirs"].tolist() == [0, 0, 1, 0]
 
 
@@ -181,75 +181,75 @@ def test_points_and_bricks_are_what_was_paid() -> None:
     for _, reward, terminated, truncated, state in random_play("pong", 16, 300):
         total += reward
         assert np.array_equal(total, state["ours"] - state["theirs"])
-        assert np.array_equal(terminated, np.maximum(state["ours"], state["theirs"]) == sim.POINTS)
+        assert np.array_equal(terminated, np.maximum(state["ours"], state["theirs"]) == courts.POINTS)
         ends += terminated.sum()
         total[terminated | truncated] = 0
     assert ends > 16
     total[:] = 0
     for _, reward, terminated, truncated, state in random_play("breakout", 16, 300):
         total += reward
-        missing = sim.BRICK_ROWS * sim.BRICK_COLUMNS - state["bricks"].sum((1, 2))
+        missing = courts.BRICK_ROWS * courts.BRICK_COLUMNS - state["bricks"].sum((1, 2))
         assert np.array_equal(total, missing)
         assert np.array_equal(terminated, (state["lives"] == 0) | (missing == 24))
         total[terminated | truncated] = 0
 
 
 def test_the_lander_falls_as_a_stone_does_and_thrust_acts_along_its_nose() -> None:
-    state = sim._begin_lander(np.full((3, sim.LUCK), 0.5))
+    state = bodies.begin_lander(np.full((3, canvas.LUCK), 0.5))
     start = {name: values.copy() for name, values in state.items()}
     state["angle"] = np.array([0.0, np.pi / 6, 0.0])
     for _ in range(10):
-        sim._advance_lander(state, np.array([0, 2, 2]))
-    fall = 10 * start["v_height"][0] - sim.GRAVITY * 10 * 11 / 2
+        bodies.advance_lander(state, np.array([0, 2, 2]))
+    fall = 10 * start["v_height"][0] - bodies.GRAVITY * 10 * 11 / 2
     np.testing.assert_allclose(state["height"][0] - start["height"][0], fall)
     lift = (state["height"] - start["height"])[1:] - fall
-    np.testing.assert_allclose(lift / (sim.MAIN_THRUST * 55), [np.cos(np.pi / 6), 1])
-    np.testing.assert_allclose((state["x"] - start["x"])[1:] / (sim.MAIN_THRUST * 55), [0.5, 0], atol=1e-12)
+    np.testing.assert_allclose(lift / (bodies.MAIN_THRUST * 55), [np.cos(np.pi / 6), 1])
+    np.testing.assert_allclose((state["x"] - start["x"])[1:] / (bodies.MAIN_THRUST * 55), [0.5, 0], atol=1e-12)
 
 
 def test_the_landers_pay_is_the_gain_in_standing_less_fuel_and_the_landing() -> None:
     rng = np.random.default_rng(0)
-    state = sim._begin_lander(rng.random((64, sim.LUCK)))
-    merit, fuel, paid = sim._merit(state), np.zeros(64), np.zeros(64)
+    state = bodies.begin_lander(rng.random((64, canvas.LUCK)))
+    merit, fuel, paid = bodies._merit(state), np.zeros(64), np.zeros(64)
     alive = np.ones(64, bool)
     for _ in range(200):
         action = np.where(skilled("lunar-lander", state) > 0, skilled("lunar-lander", state), rng.integers(4, size=64))
         before = {name: values.copy() for name, values in state.items()}
-        reward, ended = sim._advance_lander(state, action)
+        reward, ended = bodies.advance_lander(state, action)
         paid[alive] += reward[alive]
         fuel[alive] += np.array([0, 0.03, 0.3, 0.03])[action][alive]
         for name, values in state.items():
             values[~alive] = before[name][~alive]
         alive &= ~ended
     assert not alive.any()
-    bonus = paid + fuel - (sim._merit(state) - merit)
+    bonus = paid + fuel - (bodies._merit(state) - merit)
     assert set(np.round(bonus, 6)) == {-100, 100}
     landed = bonus > 0
-    assert (state["height"] <= 0)[landed].all() and (np.abs(state["x"] - sim.PAD) <= sim.HALF_PAD)[landed].all()
+    assert (state["height"] <= 0)[landed].all() and (np.abs(state["x"] - bodies.PAD) <= bodies.HALF_PAD)[landed].all()
 
 
 def test_the_car_starts_on_the_road_heading_along_it_and_a_lap_pays_all_of_it() -> None:
-    state = sim._begin_car(np.random.default_rng(0).random((32, sim.LUCK)))
-    assert (sim._off_road(state["track"], state["x"], state["y"]) < 0.5).all()
-    ahead = sim._off_road(
+    state = bodies.begin_car(np.random.default_rng(0).random((32, canvas.LUCK)))
+    assert (bodies._off_road(state["track"], state["x"], state["y"]) < 0.5).all()
+    ahead = bodies._off_road(
         state["track"], state["x"] + 4 * np.sin(state["angle"]), state["y"] + 4 * np.cos(state["angle"])
     )
     assert (ahead < 1.5).all()
     total, decisions = np.zeros(32), np.zeros(32)
     ended = np.zeros(32, bool)
     for _ in range(250):
-        reward, ends = sim._advance_car(state, skilled("car-racing", state))
+        reward, ends = bodies.advance_car(state, skilled("car-racing", state))
         total[~ended] += reward[~ended]
         decisions[~ended] += 1
         ended |= ends
     assert ended.all()
-    np.testing.assert_allclose(total, sim.LAP - sim.PER_DECISION * decisions)
+    np.testing.assert_allclose(total, bodies.LAP - bodies.PER_DECISION * decisions)
 
 
 def test_the_cars_frame_is_the_world_turned_to_its_heading() -> None:
     """Grey where the road is, checked point by point with complex numbers."""
-    state = sim._begin_car(np.random.default_rng(1).random((4, sim.LUCK)))
-    frames = sim._draw_car(state)
+    state = bodies.begin_car(np.random.default_rng(1).random((4, canvas.LUCK)))
+    frames = bodies.draw_car(state)
     rng = np.random.default_rng(2)
     agree = total = 0
     for i in range(4):
@@ -258,7 +258,7 @@ def test_the_cars_frame_is_the_world_turned_to_its_heading() -> None:
             right, ahead = (column // 2 + 0.5) - 16, 24 - (row // 2 + 0.5)
             point = complex(state["x"][i], state["y"][i]) + complex(right, ahead) * np.exp(-1j * state["angle"][i])
             middle = np.interp(np.angle(point) % (2 * np.pi), 2 * np.pi * np.arange(256) / 256, state["track"][i])
-            agree += (tuple(frames[i, row, column]) == sim._GREY) == (abs(abs(point) - middle) <= sim.HALF_ROAD)
+            agree += (tuple(frames[i, row, column]) == canvas.GREY) == (abs(abs(point) - middle) <= bodies.HALF_ROAD)
             total += 1
     assert agree / total > 0.97  # the table of the track's radius has steps
 

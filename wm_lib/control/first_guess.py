@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 
 from wm_lib.control.controller import Controller
-from wm_lib.models.reservoir import Moments
+from wm_lib.models.regression import Moments
 from wm_lib.models.world_model import WorldModel
 
 DISCOUNT = 0.95  # of what comes a decision later
