@@ -175,14 +175,14 @@ def test_what_goes_wrong_on_the_way_is_one_line(capsys, monkeypatch, error, told
     def fails(*args, **kwargs):
         raise error
 
-    monkeypatch.setattr(cli.Pipeline, "run_stage", fails)
+    monkeypatch.setattr(pipeline.Pipeline, "run_stage", fails)
     assert cli.main(["collect", "--task", "pong"]) == 1
     line = capsys.readouterr().err.strip()
     assert line.startswith("wm: ") and told in line and "\n" not in line
 
 
 def test_a_bug_of_ours_is_not_hidden(monkeypatch):
-    monkeypatch.setattr(cli.Pipeline, "run_stage", lambda *args: {}["bug"])
+    monkeypatch.setattr(pipeline.Pipeline, "run_stage", lambda *args: {}["bug"])
     with pytest.raises(KeyError, match="bug"):
         cli.main(["collect", "--task", "pong"])
 

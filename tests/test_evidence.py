@@ -16,6 +16,7 @@ from wm_lib.control.controller import Controller
 from wm_lib.course import minutes
 from wm_lib.errors import StageError
 from wm_lib.evaluation import agent_maker, evaluate, summarise
+from wm_lib.folders import project_root
 from wm_lib.models.mdn_rnn import MDNRNN, save_mdn_rnn
 from wm_lib.models.neural import NeuralWorldModel
 from wm_lib.models.vae import VAE, save_vae
@@ -40,7 +41,7 @@ def test_notebook_08_prints_that_table_too(
     (cell,) = [cell for cell in source.split("# %%") if "results_table(" in cell and "import" not in cell]
     monkeypatch.chdir(ROOT)
     place = {"run": SimpleNamespace(directory=tmp_path / "run" / "pong"), "names": list(TASKS)}
-    exec(cell, vars(report) | {"project_root": cli.project_root, "StageError": StageError} | place)
+    exec(cell, vars(report) | {"project_root": project_root, "StageError": StageError} | place)
     assert report.results_table(report.find_manifests(ROOT / "assets" / "manifests")) in capsys.readouterr().out
 
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 from test_pipeline import TINY, open_tiny
 
-from wm_lib import cli, experiments
+from wm_lib import cli, commands, experiments
 from wm_lib.control.controller import Controller
 from wm_lib.errors import UsageError
 from wm_lib.experiments import EXPERIMENTS, RANDOM, VARIANTS, Row, Variant, experiment, with_changes
@@ -148,7 +148,7 @@ def test_what_cannot_be_tried_is_said(run: Pipeline) -> None:
 def test_the_command_makes_publishes_and_tells(tmp_path, monkeypatch, capsys) -> None:
     short(monkeypatch)
     made = open_tiny(tmp_path / "run", SMALL)
-    monkeypatch.setattr(cli, "project_root", lambda: tmp_path / "repository")
+    monkeypatch.setattr(commands, "project_root", lambda: tmp_path / "repository")
     arguments = ["--task", "pong", "--budget", "smoke", "--run-dir", str(tmp_path / "run")]
     arguments += ["--config", str(tmp_path / "run.yaml"), "--json", str(tmp_path / "out.json")]
     assert cli.main(["experiment", "size", "--publish", *arguments]) == 0

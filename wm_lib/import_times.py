@@ -24,7 +24,7 @@ HEAVY = {"torch", "gymnasium", "envpool", "ale_py", "stable_baselines3"}
 NUMPY_PATH = tuple(
     f"wm_lib.{name}"
     for name in (
-        "errors seeding tasks settings config rows checkpoints events rollouts evaluation pipeline cli "
+        "errors seeding tasks settings config rows checkpoints events rollouts evaluation pipeline cli commands "
         "control.controller control.agent control.evolution models.reservoir worlds.simulation "
         "cluster curriculum compare efficiency experiments doctor processes import_times vet"
     ).split()
