@@ -30,7 +30,7 @@
 
 # %% [markdown]
 # ## Parameters
-# Change them here in JupyterLab, or from outside with papermill: `-p task pong`. `wm course` does that for all notebooks.
+# Change them here in JupyterLab, or from outside: papermill takes `-p task pong`, `wm course --task pong` sets it for all notebooks.
 
 # %% tags=["parameters"]
 task: str = "car-racing"  # pong, lunar-lander, breakout or car-racing

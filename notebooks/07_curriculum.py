@@ -26,11 +26,11 @@
 #
 # ## Before you start
 # Any of the notebooks 02 to 06; whatever they made is used again here, and only what is missing is made. At `laptop` this is the
-# long one: leave it alone with a cup of tea, or with a meal. Interrupted, it goes on where it was.
+# long one, as its minutes above say: leave it alone over a meal. Interrupted, it goes on where it was.
 
 # %% [markdown]
 # ## Parameters
-# Change them here in JupyterLab, or from outside with papermill: `-p task pong`. `wm course` does that for all notebooks.
+# Change them here in JupyterLab, or from outside: papermill takes `-p task pong`, `wm course --task pong` sets it for all notebooks.
 
 # %% tags=["parameters"]
 task: str = "car-racing"  # pong, lunar-lander, breakout or car-racing
@@ -53,7 +53,7 @@ from wm_lib.course.session import Session
 from wm_lib.curriculum import Curriculum
 from wm_lib.curriculum import run as run_curriculum
 from wm_lib.curriculum_report import report_table
-from wm_lib.pipeline import STAGES, Pipeline
+from wm_lib.pipeline import Pipeline
 from wm_lib.report import beats_random
 
 run = Pipeline.open(task, budget, run_dir, seed)
@@ -64,7 +64,8 @@ print(f"{', '.join(plan.configs)} in {plan.run_dir}; journal and logs in {plan.d
 # ## 1. The same recipe, four times
 # Collect, train V, encode, train M, train C, measure. The program is the same for every task; only a few numbers differ, such as how
 # rewards are scaled. Each task runs in a process of its own. If its score meets the target, the next one begins. If not, it gets
-# further *rounds*: the agent collects new data, and V, M and C go on with it.
+# further *rounds*, at most `curriculum.max_retries` of them (laptop and full: 1, smoke: 0), in which the agent collects new data and
+# V, M and C go on with it. Then the next task begins in any case.
 #
 # **Predict.** Order the four from easiest to hardest for an agent that learns from pixels. Which will be furthest from its target?
 
@@ -73,9 +74,10 @@ session = Session(plan)
 session.board
 
 # %% [markdown]
-# The board above is alive in JupyterLab. *Pause* freezes the training where it stands, *Go on* wakes it, *Stop* ends it in good order:
-# run the cell above again, and it goes on. In a terminal `wm curriculum` does the same, and `board.png` in the folder of the run is
-# the picture. The next cell waits for the end.
+# The board above is alive in JupyterLab. *Pause* freezes the training where it stands, *Go on* wakes it, *Stop* ends it in good
+# order: run the cell above again, and it goes on. (Windows cannot pause.) In a terminal `wm curriculum --budget laptop` does the
+# same, with your budget, and your `--run-dir` and `--seed` if you changed them. `curriculum/board.png` in the folder of the run is
+# the picture, drawn anew after each try. The next cell waits for the end.
 
 # %%
 report = session.wait()
@@ -94,7 +96,8 @@ session.picture()
 # %% [markdown]
 # ## 2. What came of it
 # A score is the mean return over whole episodes with fixed seeds in the reference environment. The interval says how far the true mean
-# may be from it: were all of this repeated many times, 95 in 100 such intervals would hold it.
+# may be from it: were this same agent measured many times, each time on other episodes, 95 in 100 such intervals would hold it. It does
+# not say what another training would reach.
 
 # %%
 scored = [row for row in report["stages"] if row["score"] is not None]
@@ -116,32 +119,34 @@ plots.scores([manifests[row["task"]] for row in scored if row["mode"] != "simula
 
 # %% [markdown]
 # **Explain.** Each panel has its own scale: a point in Pong is not a point in CarRacing. Look first whether the two black intervals
-# overlap. If they do, so few episodes cannot tell the agent from chance, however different the bars look. Expect that at `smoke`,
-# which trains for seconds.
+# overlap. If they do not, the agent is clearly apart from chance. If they do, this strict rule leaves it open, however different the
+# bars look. Expect that at `smoke`, which trains for seconds.
 
 # %% [markdown]
 # ## 3. Where the time went
 # **Predict.** Which stage is the most expensive one?
 
 # %%
-minutes = {stage: sum(m["minutes"].get(stage, 0.0) for m in manifests.values()) for stage in STAGES[:-1]}
+stages = dict.fromkeys(stage for m in manifests.values() for stage in m["minutes"])
+minutes = {stage: sum(m["minutes"].get(stage, 0.0) for m in manifests.values()) for stage in stages}
 print(", ".join(f"{stage}: {spent:.1f} minutes" for stage, spent in minutes.items()))
 plots.bars(minutes, "minutes", "All tasks together, before the measuring")
 
 # %%
 for name, manifest in manifests.items():
     steps = {key: value for key, value in manifest["real_steps"].items() if key != "total"}
-    print(f"{name}: real decisions {', '.join(f'{key} {value}' for key, value in steps.items())}")
+    print(f"{name}: {'simulated' if manifest['mode'] == 'simulation' else 'real'} decisions {', '.join(f'{key} {value}' for key, value in steps.items())}")
 
 # %% [markdown]
-# **Explain.** V and M learn from data that was collected once. C asks for new decisions all the time. An agent that learns in its
+# **Explain.** V and M learn, again and again, from the data that a round has collected once. C asks for new decisions all the time. An agent that learns in its
 # dream moves cost from the second kind to none at all, which is why dreams are worth the trouble.
 
 # %% [markdown]
 # ## 4. When things go wrong
 # A long run meets everything sooner or later: a library crashes, the memory is full, a process hangs and says nothing. Here is a
 # curriculum whose trainings only pretend. In mode `full` Breakout is killed as the system kills when memory runs out, and Pong falls
-# asleep. One mode lower both succeed.
+# asleep. Modes, from the best down (notebook 01): `full`, `gym_only` (no torch), `simulation` (no real environments either). One mode
+# lower both succeed.
 #
 # It is also how you write a curriculum of your own: any of these keys, in a YAML file, for `wm curriculum --config`.
 #
@@ -196,8 +201,9 @@ for row in trouble["stages"]:
 # ### Exercise 7.1 · What comes next?
 # (10 minutes, easy)
 # Given what was tried for one task, a list of results with `score` (a number, or `None` where the try failed), say what follows:
-# `"reached"`, `"again"` for a further round, or `"not_reached"`. There may be `max_retries` further rounds after the first; here no two
-# tries in a row fail, so that a failure is always worth another go.
+# `"reached"`, `"again"` for another try (the same round after a failure, a further one after a score that missed), or
+# `"not_reached"`. There may be `max_retries` further rounds after the first; here no two tries in a row fail, so that a failure is
+# always worth another go.
 
 
 # %%
@@ -341,7 +347,8 @@ print(check_watch(watch))
 # 4. **Two intervals overlap. Is the agent no better than random play?**
 #    <details><summary>Answer</summary>
 #
-#    That does not follow: so few episodes cannot tell. More episodes can.
+#    That does not follow. Intervals that do not overlap are a strict test; two that overlap a little may still differ, which the
+#    interval of the difference would show. More episodes make all of them narrower.
 #    </details>
 # 5. **Why is a score from a simulated world shown without a target?**
 #    <details><summary>Answer</summary>

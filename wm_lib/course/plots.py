@@ -10,7 +10,7 @@ from __future__ import annotations
 import html
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import matplotlib
 import matplotlib.pyplot as plt
@@ -22,9 +22,6 @@ from matplotlib.ticker import EngFormatter, MaxNLocator
 from wm_lib import doctor
 from wm_lib.doctor import Diagnosis
 from wm_lib.evaluation import t_quantile
-
-if TYPE_CHECKING:
-    pass
 
 BLUE, ORANGE, GREEN, PINK, SKY, RED = COLOURS = (
     "#0072B2",

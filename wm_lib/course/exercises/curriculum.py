@@ -10,7 +10,7 @@ from typing import Any
 from wm_lib import curriculum as library
 from wm_lib.course.exercises import Verdict, check, tried, wrong
 
-_TARGET = 10.0
+_TARGETS = (10.0, -5.0)  # misses: 0, which is a score and no failure, and one below 0
 
 
 def next_try(results: list[dict], target: float, max_retries: int) -> str:
@@ -55,18 +55,18 @@ def watch(looks: list[tuple[float, int, bool]], timeout: float, silence: float) 
 @check
 def check_next_try(attempt: Callable) -> None:
     """On all courses that a task can take in mode full while no two tries in a row fail, against the library's rule."""
-    for max_retries in range(3):
+    for target, max_retries in product(_TARGETS, range(3)):
         for length in range(1, 2 * max_retries + 3):
-            for scores in product((None, 9.0, _TARGET), repeat=length):
-                wanted = _wanted(scores, max_retries)
+            for scores in product((None, target - 10, target), repeat=length):
+                wanted = _wanted(scores, target, max_retries)
                 if wanted is None:
                     continue
-                found = tried(attempt, [{"score": score} for score in scores], _TARGET, max_retries)
+                found = tried(attempt, [{"score": score} for score in scores], target, max_retries)
                 if isinstance(found, str) and found == wanted:
                     continue
-                case = f"for the scores {list(scores)} with target {_TARGET:g} and max_retries {max_retries}"
+                case = f"for the scores {list(scores)} with target {target:g} and max_retries {max_retries}"
                 failed = sum(score is None for score in scores)
-                if scores[-1] == _TARGET:
+                if scores[-1] == target:
                     why = "a score as high as the target has reached it"
                 elif scores[-1] is None:
                     why = "a try that failed is worth another go"
@@ -81,29 +81,31 @@ def _shown(found: Any) -> str:
     return repr(found) if isinstance(found, str) else f"something of type {type(found).__name__}"
 
 
-def _wanted(scores: Sequence[float | None], max_retries: int) -> str | None:
+def _wanted(scores: Sequence[float | None], target: float, max_retries: int) -> str | None:
     """What the library says after these scores; None where it would never have come so far."""
     results: list[dict[str, Any]] = []
     for score in scores:
-        found = library.next_try(results, "full", 1, _TARGET, max_retries)
+        found = library.next_try(results, "full", 1, target, max_retries)
         if isinstance(found, str) or (score is None and results and results[-1]["score"] is None):
             return None
         results.append({"mode": found[0], "round": found[1], "score": score, "kind": "exit"})
-    found = library.next_try(results, "full", 1, _TARGET, max_retries)
+    found = library.next_try(results, "full", 1, target, max_retries)
     return found if isinstance(found, str) else "again"
 
 
 @check
 def check_read_events(attempt: Callable) -> None:
     """A whole file, files cut at every byte, and one with a line that was cut before others were written."""
-    records = [{"event": "begin", "time": 1}, {"event": "result", "score": None, "task": "zwölf"}]
+    records = [{"event": "begin", "modes": {"pong": "full"}}, {"event": "result", "score": None, "task": "zwölf"}]
     lines = [json.dumps(record, ensure_ascii=False).encode() + b"\n" for record in records]
     _expect(attempt, b"".join(lines), records, "a whole journal")
     _expect(attempt, b"", [], "an empty file")
     for cut in range(1, len(lines[1]) - 1):
         _expect(attempt, lines[0] + lines[1][:cut], records[:1], "a last line that is cut short")
     _expect(attempt, lines[0] + lines[1][:-1], records[:1], "a last line without its newline, which is not finished")
-    _expect(attempt, lines[0] + b'{"ev\n' + lines[1], records, "a damaged line with good ones behind it")
+    for line in lines:
+        for cut in range(1, len(line) - 1):
+            _expect(attempt, line[:cut] + b"\n" + lines[1], records[1:], "a damaged line with a good one behind it")
 
 
 def _expect(attempt: Callable, data: bytes, wanted: list[dict], case: str) -> None:
@@ -137,6 +139,10 @@ def check_watch(attempt: Callable) -> None:
         ([(1.0, 0, False)] * 4, 50, 3, "silence", "who has never written is silent since its start"),
         ([*quiet, (1.0, 20, False)], 50, 3, "silence", "what is ended does not come back: the first limit decides"),
         ([(1.0, 0, False)] * 9, 8, 3, "silence", "what happens first is told"),
+        ([*busy[:6], *[(1.0, 60, False)] * 5], 5, 3, "timeout", "what happens first is told"),
+        ([(2.0, 10 * i, False) for i in range(1, 4)], 5, 3, "timeout", "seconds count, not looks"),
+        ([(2.0, 10, False)] * 3, 50, 3, "silence", "seconds count, not looks"),
+        ([*quiet[:3], *held, *quiet[:2]], 50, 3, "silence", "to be held stops the clock and does not set it back"),
     ]
     for looks, timeout, silence, wanted, why in cases:
         found = tried(attempt, looks, timeout, silence)
