@@ -17,7 +17,7 @@
 # # 00 Start here
 # **What is a world model, and will my computer run one?**
 #
-# *Minutes on two cores: smoke 0.1.*
+# *Minutes on two cores: smoke 0.1, laptop 0.1.*
 #
 # Close your eyes and catch a ball: you cannot see it any more, and yet your hand knows where it will be. Something in you
 # goes on playing the world when the picture stops. Ha and Schmidhuber ([2018](https://arxiv.org/abs/1803.10122)) built such
@@ -100,7 +100,7 @@ plots.frame_rows({name: r.frames[moments, 0] for name, r in played.items()}, [f"
 # %% [markdown]
 # ![Four rows of small frames, one row for each world, time running to the right: Pong, LunarLander, Breakout and CarRacing under random play](../assets/figures/00_worlds.png)
 #
-# *What to expect: drawn at budget `smoke`; nothing has learned anything at that budget.*
+# *What to expect: drawn at budget `laptop`.*
 
 # %%
 films.film(

@@ -17,7 +17,7 @@
 # # 01 Diagnostics
 # **What do the four worlds show, ask and pay, and is everything here to run them?**
 #
-# *Minutes on two cores: smoke 0.3.*
+# *Minutes on two cores: smoke 0.3, laptop 0.3.*
 #
 # ## Goals
 # - See at a glance what works here, and what to type if something does not.

@@ -17,7 +17,7 @@
 # # 02 Data collection
 # **What should an agent that knows nothing look at?**
 #
-# *Minutes on two cores: smoke 0.3.*
+# *Minutes on two cores: smoke 0.3, laptop 4.1.*
 #
 # ## Goals
 # - Collect the frames from which V and M will learn.
@@ -88,7 +88,7 @@ plots.frame_grid(data.gather(moments), title="One stretch of play")
 # %% [markdown]
 # ![Sixteen small frames of one stretch of random play in CarRacing, in reading order](../assets/figures/02_play.png)
 #
-# *What to expect: drawn at budget `smoke`; nothing has learned anything at that budget.*
+# *What to expect: drawn at budget `laptop`.*
 
 # %% [markdown]
 # **Explain.** Where all starts look alike, variety has to come from the play itself. Where they differ, no single background

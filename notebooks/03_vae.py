@@ -17,7 +17,7 @@
 # # 03 VAE
 # **How does a frame become 32 numbers without losing the ball?**
 #
-# *Minutes on two cores: smoke 0.2.*
+# *Minutes on two cores: smoke 0.2, laptop 5.9.*
 #
 # ## Goals
 # - Train V, a variational autoencoder, and see with its eyes.
@@ -158,7 +158,7 @@ plots.frame_rows({"frame": frames, "V draws": drawn, "difference": difference})
 # %% [markdown]
 # ![Three rows of eight frames: held-out frames of CarRacing, what V draws of them, and the difference, which is black where they agree](../assets/figures/03_drawings.png)
 #
-# *What to expect: drawn at budget `smoke`; nothing has learned anything at that budget.*
+# *What to expect: drawn at budget `laptop`.*
 
 # %% [markdown]
 # **Explain.** Everything in the second row went through `z_dim` numbers. If what you would need to play is still there, C can
@@ -244,7 +244,7 @@ plots.frame_rows({name: pictures[pick] for name, pictures in {"frame": frames, *
 # %% [markdown]
 # ![Four rows of eight frames: the frame, the scenery of its episode alone, what a plain VAE draws after a short training, and what one with help draws](../assets/figures/03_plain.png)
 #
-# *What to expect: drawn at budget `smoke`; nothing has learned anything at that budget.*
+# *What to expect: drawn at budget `laptop`.*
 
 # %% [markdown]
 # **Explain.** The plain VAE first learns the mean picture, because that is where most of its loss is. Look for the small moving

@@ -17,7 +17,7 @@
 # # 04 MDN-RNN
 # **What comes next, if more than one thing may?**
 #
-# *Minutes on two cores: smoke 0.1.*
+# *Minutes on two cores: smoke 0.1, laptop 0.9.*
 #
 # ## Goals
 # - Train M, a recurrent network that predicts a *distribution* over the next *z*.
@@ -164,7 +164,7 @@ figure
 # %% [markdown]
 # ![Three rows of twelve frames, time running to the right: what happened, what V made of it, and what M dreamt, alone after the first of them](../assets/figures/04_alone.png)
 #
-# *What to expect: drawn at budget `smoke`; nothing has learned anything at that budget.*
+# *What to expect: drawn at budget `laptop`.*
 
 # %% [markdown]
 # **Explain.** The curve is the mean of all windows; the pictures are of the one where most happens, so the hardest. The first column
@@ -193,7 +193,7 @@ figure
 # %% [markdown]
 # ![Four rows of eight frames, one row for each temperature from 0 to 1.5: in the first all eight dreams are the same, further down they differ](../assets/figures/04_temperature.png)
 #
-# *What to expect: drawn at budget `smoke`; nothing has learned anything at that budget.*
+# *What to expect: drawn at budget `laptop`.*
 
 # %% [markdown]
 # **Explain.** All dreams in a row start from the same moment and take the same actions. Where they differ, M says: this I do not know.

@@ -17,7 +17,7 @@
 # # 05 Controller
 # **How small can the part that acts be?**
 #
-# *Minutes on two cores: smoke 0.3.*
+# *Minutes on two cores: smoke 0.3, laptop 11.*
 #
 # ## Goals
 # - Train C on what V and M tell it, and watch it play.
@@ -183,7 +183,7 @@ plots.learning_curves(scalars, {f"return in {short.max_decisions} decisions": ["
 # %% [markdown]
 # ![Two curves over the generations of evolution: the return of the best candidate lies above the mean of all](../assets/figures/05_evolution.png)
 #
-# *What to expect: drawn at budget `smoke`; nothing has learned anything at that budget.*
+# *What to expect: drawn at budget `laptop`.*
 
 # %% [markdown]
 # **Explain.** The best of many noisy trials owes much of its lead to luck. That is why we keep the *mean* of the final distribution:

@@ -17,7 +17,7 @@
 # # 06 Dream
 # **Can one learn to act in a world one has only imagined?**
 #
-# *Minutes on two cores: smoke 0.6.*
+# *Minutes on two cores: smoke 0.6, laptop 7.0.*
 #
 # ## Goals
 # - Put M in place of the world and step into it.
@@ -123,7 +123,7 @@ plots.learning_curves(scalars, {"return in the dream": ["best_return", "mean_ret
 # %% [markdown]
 # ![Two curves over the generations of evolution in the dream: the return of the best candidate, and the mean of all](../assets/figures/06_practice.png)
 #
-# *What to expect: drawn at budget `smoke`; nothing has learned anything at that budget.*
+# *What to expect: drawn at budget `laptop`.*
 
 # %% [markdown]
 # ## 3. Waking up
@@ -156,7 +156,7 @@ plots.bars(
 # %% [markdown]
 # ![Four bars: mean return of random play and of the trained controller in the dream, and of both in the real world](../assets/figures/06_awake.png)
 #
-# *What to expect: drawn at budget `smoke`; nothing has learned anything at that budget.*
+# *What to expect: drawn at budget `laptop`.*
 
 # %% [markdown]
 # **Explain.** If the return rises in the dream and, beyond the intervals, not in reality, C has found something that pays only there: a flaw of M, which

@@ -17,7 +17,7 @@
 # # 07 Curriculum
 # **Does the same recipe take one agent through all four?**
 #
-# *Minutes on two cores: smoke 1.3.*
+# *Minutes on two cores: smoke 1.3, laptop 103.*
 #
 # ## Goals
 # - Run the whole way, from frames to a score, on Pong, LunarLander, Breakout and CarRacing.
@@ -115,7 +115,7 @@ plots.scores([manifests[row["task"]] for row in scored if row["mode"] != "simula
 # %% [markdown]
 # ![A panel for each task: mean return of random play and of the agent as bars, each with its interval, and the target as a dashed line](../assets/figures/07_scores.png)
 #
-# *What to expect: drawn at budget `smoke`; nothing has learned anything at that budget.*
+# *What to expect: drawn at budget `laptop`.*
 
 # %% [markdown]
 # **Explain.** Each panel has its own scale: a point in Pong is not a point in CarRacing. Look first whether the two black intervals

@@ -17,7 +17,7 @@
 # # 08 Results
 # **What did it reach, and how do we know?**
 #
-# *Minutes on two cores: smoke 0.1.*
+# *Minutes on two cores: smoke 0.1, laptop 0.2.*
 #
 # ## Goals
 # - Read the evidence: for every score there is a *manifest* that says how it came about.
