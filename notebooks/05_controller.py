@@ -88,7 +88,8 @@ plots.learning_curves(scalars, {"return while training": names}, "decision" if c
 # %% [markdown]
 # **Explain.** Each point is a mean over the last episodes that ended, played while learning and with actions drawn by chance. It shows
 # that something is learned. It is not a score: that comes in [notebook 07](07_curriculum.ipynb). An empty panel means that no episode
-# came to its end. The first point knows only episodes that ended early, and so does one where a training was interrupted.
+# came to its end. The first point knows only episodes that ended early, and so does the first one after each checkpoint
+# (`block_steps`), where the environments are made anew: a dip there is no forgetting.
 
 # %% [markdown]
 # ## 2. What C sees

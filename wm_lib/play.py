@@ -140,9 +140,9 @@ def play_game(task: Task, world_model: WorldModel, controller: Controller, seed:
 
 
 def play_dream(
-    task: Task, world_model: WorldModel, controller: Controller, seed: int, show: Show, seconds: float = SECONDS
+    task: Task, world_model: WorldModel, controller: Controller, seed: int, show: Show, seconds: float | None = None
 ) -> float:
-    """Play in M alone for so many seconds of the game; returns the dreamt score.
+    """Play in M alone for so many seconds of the game, `SECONDS` if None; returns the dreamt score.
 
     It begins with the first frame of the real game of this seed.
 
@@ -153,7 +153,7 @@ def play_dream(
         start, _ = env.reset()
     finally:
         env.close()
-    num = round(seconds * decisions_per_second(task))
+    num = round((seconds or SECONDS) * decisions_per_second(task))
     z = world_model.encode(start)
     dreams = DreamVectorEnv(world_model, z, 1, num, 1.0, task.num_actions, seed, done_threshold=0.5)
     agent = FeatureAgent(world_model, controller, 1, [np.random.default_rng(seed)] if task.sampled else None)

@@ -114,6 +114,9 @@ def _reservoir(run: Pipeline, directory: Path) -> dict[str, Any]:
 
 
 def _controller(run: Pipeline, directory: Path) -> dict[str, Any]:
+    config = run.config.controller
+    if config.type == "ppo" and run.mode != "full":
+        raise UsageError(f"mode {run.mode} trains C by evolution; set controller.type to original or cpu")
     return train_controller(run, run.world_model(bf16=True), directory)
 
 
@@ -122,13 +125,8 @@ def train_controller(run: Pipeline, world_model: WorldModel, directory: Path) ->
 
     Returns:
         `real_steps`, and `dream_steps` where C has learnt in dreams.
-
-    Raises:
-        UsageError: PPO in a mode without torch.
     """
     config = run.config.controller
-    if config.type == "ppo" and run.mode != "full":
-        raise UsageError(f"mode {run.mode} trains C by evolution; set controller.type to original or cpu")
     facts: dict[str, Any] = {}
     if config.type == "ppo":
         from wm_lib.control.ppo import train_ppo

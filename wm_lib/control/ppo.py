@@ -252,9 +252,7 @@ def train_in_blocks(
                 end = min(total, step + block)
                 env = make_env(step)
                 try:
-                    before, model = model, make_model(env, step, end)
-                    if before is not None:  # the mean return of the last episodes goes on
-                        model.ep_info_buffer, model.ep_success_buffer = before.ep_info_buffer, before.ep_success_buffer
+                    model = make_model(env, step, end)
                     training.restore(path, model.policy, model.policy.optimizer)
                     model.num_timesteps = step
                     if step < end:
