@@ -157,7 +157,7 @@ plots.action_histogram(recording.action, labels)
 # %% [markdown]
 # ## 4. Evolution instead
 # The paper's C is linear, and no gradient is used: CMA-ES tries a population of controllers, moves towards the better ones and
-# learns in which directions it pays to try (above a thousand parameters, as here, only how far to go along each of them: for all
+# learns in which directions it pays to try (above a thousand parameters only how far to go along each of them: for all
 # directions there are never enough games). Every candidate of a generation plays the same games, all at once.
 #
 # **Predict.** In this short a run, will the best of a generation be far ahead of its mean? Would you trust the best?

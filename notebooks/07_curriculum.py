@@ -64,8 +64,8 @@ print(f"{', '.join(plan.configs)} in {plan.run_dir}; journal and logs in {plan.d
 # ## 1. The same recipe, four times
 # Collect, train V, encode, train M, train C, measure. The program is the same for every task; only a few numbers differ, such as how
 # rewards are scaled. Each task runs in a process of its own. If its score meets the target, the next one begins. If not, it gets
-# further *rounds*, at most `curriculum.max_retries` of them (laptop and full: 1, smoke: 0), in which the agent collects new data and
-# V, M and C go on with it. Then the next task begins in any case.
+# further *rounds*, at most `curriculum.max_retries` of them, in which the agent collects new data and V, M and C go on with it. Then
+# the next task begins in any case.
 #
 # **Predict.** Order the four from easiest to hardest for an agent that learns from pixels. Which will be furthest from its target?
 

@@ -133,7 +133,7 @@ def test_other_settings_do_not_mix_with_what_was_measured(run, monkeypatch) -> N
     experiment(run, ["size"])
     before = len(asked)
     other = run.loaded.model_copy(update={"controller": run.loaded.controller.model_copy(update={"num_steps": 128})})
-    with pytest.raises(UsageError, match="other settings or another V and M"):
+    with pytest.raises(UsageError, match="holds experiments with another config; give another --run-dir"):
         experiment(replace(run, loaded=other), ["size"])
     assert len(asked) == before
 
@@ -153,15 +153,12 @@ def test_the_command_makes_publishes_and_tells(tmp_path, monkeypatch, capsys) ->
     arguments += ["--config", str(tmp_path / "run.yaml"), "--json", str(tmp_path / "out.json")]
     assert cli.main(["experiment", "size", "--publish", *arguments]) == 0
     assert "one layer of 64" in capsys.readouterr().out
-    found = experiments.published(tmp_path / "repository", "pong", "size")
+    found = read_rows(experiments.shipped_path(tmp_path / "repository", "pong"), Row)
     assert [row.variant for row in found] == [RANDOM, *EXPERIMENTS["size"]]
-    assert experiments.published(tmp_path / "repository", "pong", "method") == []  # no CMA-ES
-    assert experiments.published_tasks(tmp_path / "repository", "size", first="breakout") == ["pong"]
-    assert experiments.published_tasks(tmp_path / "repository", "method", first="pong") == []
     written = json.loads((tmp_path / "out.json").read_text())
     assert [row["variant"] for row in written["rows"]] == [row.variant for row in found]
     settings = json.loads(experiments.shipped_path(tmp_path / "repository", "pong").with_suffix(".json").read_text())
-    assert settings["made_from"] == made.facts("mdn_rnn")["key"]
+    assert settings["world_model"] == made.facts("mdn_rnn")["key"]
 
 
 @pytest.mark.parametrize("task", TASKS)
@@ -171,9 +168,9 @@ def test_published_rows_fit_together(task: str) -> None:
     if not rows:
         assert not path.with_suffix(".json").exists()
         return
-    assert len({(row.variant, row.seed) for row in rows}) == len(rows)
+    assert len({row.variant for row in rows}) == len(rows)
     assert {row.variant for row in rows} <= {RANDOM, *VARIANTS}
     settings = json.loads(Path(path.with_suffix(".json")).read_text())
-    assert {row.episodes for row in rows} == {settings["config"]["evaluation"]["episodes"]}
+    assert {row.episodes for row in rows} == {max(2, settings["config"]["evaluation"]["episodes"])}
     for row in rows:
         assert row.ci_low <= row.score <= row.ci_high

@@ -142,14 +142,6 @@ def test_bars_are_as_high_as_the_values_and_say_so():
     assert figure.axes[0].get_ylabel() == "nats"
 
 
-def test_intervals_are_drawn_from_low_to_high_in_order():
-    axis = plots.intervals({"a": (2.0, 1.0, 4.0), "b": (0.0, -0.5, 0.5)}, "return").axes[0]
-    segments = [container[2][0].get_segments()[0][:, 0].tolist() for container in axis.containers]
-    assert segments == [[1.0, 4.0], [-0.5, 0.5]]
-    assert [label.get_text() for label in axis.get_yticklabels()] == ["a", "b"]
-    assert axis.yaxis_inverted()
-
-
 def test_action_histogram_counts_actions_that_never_happened_too():
     figure = plots.action_histogram(np.array([[0, 0], [2, 0]]), ["left", "right", "gas"])
     assert [bar.get_height() for bar in figure.axes[0].patches] == [75, 0, 25]

@@ -15,10 +15,11 @@ import yaml
 
 from wm_lib import bench, checkpoints, cluster, doctor, report
 from wm_lib.config import load_config, resolve_budget
+from wm_lib.control.agent import load_agent
 from wm_lib.control.controller import Controller
 from wm_lib.errors import StageError, UsageError
 from wm_lib.evaluation import agent_maker, evaluate, random_maker
-from wm_lib.folders import project_root, resolve_run_dir
+from wm_lib.folders import project_root, resolve_run_dir, shipped_weights
 from wm_lib.pipeline import Pipeline, resolve_mode, task_in
 from wm_lib.seeding import check_seed
 from wm_lib.tasks import Task, get_task
@@ -137,26 +138,17 @@ def _first_seed(args: argparse.Namespace, task: Task) -> int:
 def _load_agent(args: argparse.Namespace, task: Task) -> tuple[WorldModel, Controller, dict[str, str]]:
     """V and M, C, and the sha256 of each file."""
     paths = find_weights(args, task.name)
-    controller = Controller.load(paths["controller"])
-    if args.mode == "full":
-        from wm_lib.models.neural import NeuralWorldModel
-
-        world_model = NeuralWorldModel.load(paths["vae"], paths["mdn_rnn"], controller.meta.get("recent_z", 1))
-    else:
-        from wm_lib.models.reservoir import Reservoir
-
-        world_model = Reservoir.load(paths["reservoir"])
+    world_model, controller = load_agent(paths)
     return world_model, controller, {path.name: checkpoints.read_meta(path)["sha256"] for path in paths.values()}
 
 
 def find_weights(args: argparse.Namespace, task: str) -> dict[str, Path]:
     """Where V, M and C of a task are: in --run-dir, or, where none is given, the shipped ones (mode full)."""
-    names = ("vae", "mdn_rnn", "controller") if args.mode == "full" else ("reservoir", "controller")
-    shipped = project_root() / "assets" / "weights" / task
     nothing_named = args.run_dir == args.budget == "auto" and args.rounds is None and args.mode == "full"
-    if nothing_named and (shipped / "controller.safetensors").exists():
-        print(f"using the shipped weights in {shipped}")
-        return {name: shipped / f"{name}.safetensors" for name in names}
+    if nothing_named and (shipped := shipped_weights(project_root(), task)):
+        print(f"using the shipped weights in {shipped['controller'].parent}")
+        return shipped
+    names = ("vae", "mdn_rnn", "controller") if args.mode == "full" else ("reservoir", "controller")
     run = Pipeline.open(task, args.budget, args.run_dir, 0, args.config, rounds=args.rounds, mode=args.mode)
     for name in names:
         run.facts(name)

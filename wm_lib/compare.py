@@ -23,7 +23,7 @@ from wm_lib.efficiency import Row, figure, published, summarise
 from wm_lib.errors import StageError, UsageError
 from wm_lib.evaluation import Player, agent_maker, evaluate, random_maker
 from wm_lib.events import Progress
-from wm_lib.folders import project_root, resolve_run_dir
+from wm_lib.folders import keep_settings, project_root, resolve_run_dir
 from wm_lib.pipeline import Pipeline
 from wm_lib.rows import append_row, read_rows
 from wm_lib.seeding import check_seed
@@ -317,15 +317,7 @@ def _keep_settings(
         "command": command,
         "commit": provenance.commit(),
     }
-    if (root / SETTINGS).exists():
-        before = checkpoints.read_json(root / SETTINGS)
-        changed = [name for name in _SAME if before.get(name) != made[name]]
-        if changed:
-            raise UsageError(
-                f"{root} holds a comparison with another {changed[0]}; give another --run-dir, or delete that folder"
-            )
-        made |= {name: before[name] for name in ("machine", "versions", "commit")}  # where and with what it was begun
-    checkpoints.write_json(root / SETTINGS, made)
+    keep_settings(root / SETTINGS, made, _SAME, "a comparison")
 
 
 def _log(root: Path, rows: Sequence[Row], agent: str, seed: int) -> None:

@@ -15,16 +15,17 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from wm_lib import checkpoints, provenance
+from wm_lib import provenance
 from wm_lib.control.controller import Controller
 from wm_lib.errors import UsageError
 from wm_lib.evaluation import agent_maker, evaluate, random_maker
+from wm_lib.folders import keep_settings
 from wm_lib.pipeline import Pipeline
 from wm_lib.report import aligned
 from wm_lib.rows import append_row, read_rows
 from wm_lib.seeding import derive_seed
 from wm_lib.stages import train_controller
-from wm_lib.tasks import TASKS, get_task
+from wm_lib.tasks import get_task
 
 if TYPE_CHECKING:
     from wm_lib.models.neural import NeuralWorldModel
@@ -78,7 +79,6 @@ class Row:
 
     Attributes:
         variant: A key of `VARIANTS`, or `RANDOM`.
-        seed: Of its training; V and M have the run's.
         real_decisions, dream_decisions: That C learnt from, without the data of V and M.
         score: Mean return over so many `episodes`.
         ci_low, ci_high: Its 95 % interval.
@@ -86,7 +86,6 @@ class Row:
     """
 
     variant: str
-    seed: int
     real_decisions: int
     dream_decisions: int
     score: float
@@ -107,7 +106,7 @@ class Blindfold:
     def __init__(self, world_model: NeuralWorldModel, part: str) -> None:
         self._world_model = world_model
         size = world_model.mdn_rnn.rnn_size
-        self._hidden = slice(-size, None) if part == "h" else slice(None, -size)
+        self._unseen = slice(-size, None) if part == "h" else slice(None, -size)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._world_model, name)
@@ -115,7 +114,7 @@ class Blindfold:
     def features(self, z: np.ndarray, h: np.ndarray) -> np.ndarray:
         """What C sees, float32 (batch, feature_dim)."""
         found = self._world_model.features(z, h)
-        found[:, self._hidden] = 0
+        found[:, self._unseen] = 0
         return found
 
 
@@ -154,32 +153,23 @@ def _keep_settings(run: Pipeline) -> None:
     Raises:
         UsageError: It is not.
     """
-    path = folder_of(run) / SETTINGS
     made = {
         "schema": 1,
         "task": run.task.name,
         "seed": run.seed,
-        "made_from": run.facts("mdn_rnn")["key"],
+        "world_model": run.facts("mdn_rnn")["key"],
         "config": {name: run.config.to_dict()[name] for name in ("controller", "evaluation")},
         "machine": provenance.machine(),
         "versions": provenance.versions(),
         "commit": provenance.commit(),
     }
-    if path.exists():
-        before = checkpoints.read_json(path)
-        if any(before.get(name) != made[name] for name in ("seed", "made_from", "config")):
-            raise UsageError(
-                f"{path.parent} holds experiments with other settings or another V and M; give another --run-dir, "
-                "or delete that folder"
-            )
-    else:
-        checkpoints.write_json(path, made)
+    keep_settings(folder_of(run) / SETTINGS, made, ("seed", "world_model", "config"), "experiments")
 
 
 def _measured(run: Pipeline, name: str) -> Row:
     path, evaluation = folder_of(run) / ROWS, run.config.evaluation
     for row in read_rows(path, Row):
-        if (row.variant, row.seed) == (name, run.seed):
+        if row.variant == name:
             return row
     directory, facts, minutes = path.parent / name.replace(" ", "-").replace(",", ""), {}, 0.0
     if name == RANDOM:
@@ -192,9 +182,10 @@ def _measured(run: Pipeline, name: str) -> Row:
         minutes = (time.perf_counter() - began) / 60
         controller = Controller.load(directory / "controller.safetensors")
         make_agent = agent_maker(run.task, _world_model(varied, VARIANTS[name]), controller)
-    score = evaluate(run.task, make_agent, evaluation.episodes, evaluation.seed)
+    episodes = max(2, evaluation.episodes)  # one has no interval
+    score = evaluate(run.task, make_agent, episodes, evaluation.seed)
     steps = facts.get("real_steps", 0), facts.get("dream_steps", 0)
-    row = Row(name, run.seed, *steps, score["mean"], *score["ci95"], evaluation.episodes, round(minutes, 2))
+    row = Row(name, *steps, score["mean"], *score["ci95"], episodes, round(minutes, 2))
     append_row(path, row)
     return row
 
@@ -257,16 +248,3 @@ def publish(run: Pipeline, root: Path) -> Path:
     shutil.copyfile(folder_of(run) / ROWS, path)
     shutil.copyfile(folder_of(run) / SETTINGS, path.with_suffix(".json"))
     return path
-
-
-def published(root: Path, task: str, name: str) -> list[Row]:
-    """The published rows of one experiment, random play first; none unless it is complete."""
-    found = {row.variant: row for row in read_rows(shipped_path(root, task), Row)}
-    wanted = (RANDOM, *EXPERIMENTS[name])
-    return [found[variant] for variant in wanted] if found.keys() >= set(wanted) else []
-
-
-def published_tasks(root: Path, name: str, first: str) -> list[str]:
-    """Of which tasks there are published rows of one experiment; `first`, if it is among them, leads."""
-    ordered = sorted(TASKS, key=lambda task: task != first)
-    return [task for task in ordered if published(root, task, name)]

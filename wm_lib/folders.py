@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from wm_lib import checkpoints
 from wm_lib.config import resolve_budget
-from wm_lib.errors import StageError
+from wm_lib.errors import StageError, UsageError
 
 
 def resolve_run_dir(run_dir: str | Path = "auto", budget: str = "auto") -> Path:
@@ -22,6 +24,36 @@ def project_root() -> Path:
     """The folder above that holds `pyproject.toml` (nbmake runs in notebooks/, papermill in the caller's folder)."""
     here = Path.cwd()
     return next((folder for folder in (here, *here.parents) if (folder / "pyproject.toml").exists()), here)
+
+
+def shipped_weights(root: Path, task: str) -> dict[str, Path]:
+    """The files of V, M and C that come with the repository `root` for a task; empty where none do."""
+    folder = root / "assets" / "weights" / task
+    paths = {name: folder / f"{name}.safetensors" for name in ("vae", "mdn_rnn", "controller")}
+    return paths if paths["controller"].exists() else {}
+
+
+def keep_settings(path: Path, made: dict[str, Any], same: Iterable[str], what: str) -> None:
+    """Write down what measurements are made with; machine, versions and commit stay those they were begun with.
+
+    Args:
+        path: The file; what is measured lies beside it.
+        made: What is to be written.
+        same: Keys of `made` that must not change as long as the file is there.
+        what: What it is, for the message.
+
+    Raises:
+        UsageError: One of them has changed.
+    """
+    if path.exists():
+        before = checkpoints.read_json(path)
+        changed = [name for name in same if before.get(name) != made[name]]
+        if changed:
+            raise UsageError(
+                f"{path.parent} holds {what} with another {changed[0]}; give another --run-dir, or delete that folder"
+            )
+        made = made | {name: before[name] for name in ("machine", "versions", "commit")}
+    checkpoints.write_json(path, made)
 
 
 def first_damaged(directory: Path, files: dict[str, str]) -> Path | None:

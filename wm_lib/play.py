@@ -18,12 +18,12 @@ from typing import Any
 import numpy as np
 from gymnasium.vector import VectorEnv, VectorWrapper
 
-from wm_lib.control.agent import FeatureAgent
+from wm_lib.control.agent import FeatureAgent, load_agent
 from wm_lib.control.controller import Controller
 from wm_lib.course import films
 from wm_lib.errors import StageError
 from wm_lib.evaluation import agent_maker, evaluate
-from wm_lib.folders import project_root
+from wm_lib.folders import project_root, shipped_weights
 from wm_lib.models.world_model import WorldModel
 from wm_lib.tasks import FRAME_SIZE, TASKS, Task
 from wm_lib.worlds import make_env
@@ -88,15 +88,9 @@ class Beside:
 
 def shipped_agent(first: str) -> tuple[Task, WorldModel, Controller] | None:
     """The shipped agent of a task, or of another where it has none; None where none is shipped."""
-    from wm_lib.models.neural import NeuralWorldModel
-
     for name in (first, *TASKS):
-        folder = project_root() / "assets" / "weights" / name
-        if (folder / "controller.safetensors").exists():
-            controller = Controller.load(folder / "controller.safetensors")
-            recent_z = controller.meta["recent_z"]
-            model = NeuralWorldModel.load(folder / "vae.safetensors", folder / "mdn_rnn.safetensors", recent_z)
-            return TASKS[name], model, controller
+        if paths := shipped_weights(project_root(), name):
+            return TASKS[name], *load_agent(paths)
     return None
 
 

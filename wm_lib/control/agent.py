@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 
@@ -66,6 +67,23 @@ class Agent:
         """Tie the sampled actions of one row to the seed of the episode that begins there."""
         if self.rngs is not None:
             self.rngs[slot] = np.random.default_rng(derive_seed(seed, "actions"))
+
+
+def load_agent(paths: Mapping[str, Path]) -> tuple[WorldModel, Controller]:
+    """World model and controller from their files: `vae` and `mdn_rnn`, or `reservoir`; and `controller`.
+
+    Raises:
+        StageError: A file is missing or damaged.
+    """
+    controller = Controller.load(paths["controller"])
+    if "reservoir" in paths:
+        from wm_lib.models.reservoir import Reservoir
+
+        return Reservoir.load(paths["reservoir"]), controller
+    from wm_lib.models.neural import NeuralWorldModel
+
+    recent_z = controller.meta.get("recent_z", 1)
+    return NeuralWorldModel.load(paths["vae"], paths["mdn_rnn"], recent_z), controller
 
 
 def feature_statistics(world_model: WorldModel, latents: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:

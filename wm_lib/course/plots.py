@@ -142,19 +142,6 @@ def bars(values: Mapping[str, float], ylabel: str, title: str | None = None, log
     return figure
 
 
-def intervals(values: Mapping[str, tuple[float, float, float]], xlabel: str) -> Figure:
-    """Means with their intervals, name -> (mean, low, high), one below the other, the first at the top."""
-    figure, axes = _subplots(1, 1, (7.5, 0.8 + 0.4 * len(values)))
-    axis = axes[0, 0]
-    for y, (mean, low, high) in enumerate(values.values()):
-        axis.errorbar(mean, y, xerr=[[mean - low], [high - mean]], color=BLUE, marker="o", capsize=5)
-        axis.annotate(f"{mean:.3g}", (mean, y), xytext=(0, 6), textcoords="offset points", ha="center")
-    axis.set_yticks(range(len(values)), list(values))
-    axis.set_ylim(len(values) - 0.5, -0.7)
-    axis.set_xlabel(xlabel)
-    return figure
-
-
 def action_histogram(action: np.ndarray, labels: Sequence[str]) -> Figure:
     """How often each action was chosen, in percent.
 

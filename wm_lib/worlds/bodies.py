@@ -1,7 +1,7 @@
 """A body that thrusts and steers: a lander under gravity, and a car on a closed track, seen from its own seat.
 
-Angles are in radians from straight up, clockwise. Lengths are pixels of the frame (the car's: half of those), times are
-decisions.
+Angles are in radians from straight up, clockwise. Lengths are pixels of the frame (the car's: half of those), times
+are decisions. `begin_…`, `advance_…` and `draw_…` are the three functions of a `wm_lib.worlds.simulation.World`.
 """
 
 from __future__ import annotations

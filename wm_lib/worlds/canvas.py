@@ -15,6 +15,7 @@ GREEN, RED, BLUE, BROWN = (92, 186, 92), (213, 80, 60), (80, 110, 210), (144, 72
 
 
 def canvas(num: int, colour: tuple[int, int, int]) -> np.ndarray:
+    """Frames uint8 (num, 64, 64, 3) of one colour."""
     frames = np.empty((num, FRAME_SIZE, FRAME_SIZE, 3), np.uint8)
     frames[:] = colour
     return frames

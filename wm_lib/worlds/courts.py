@@ -1,7 +1,7 @@
 """A ball and paddles: Pong, and the same court turned by 90 degrees with a wall of bricks, Breakout.
 
 `across` is the way between the paddles, `along` the one they move: Pong's x and y. Lengths are pixels of the frame,
-times are decisions.
+times are decisions. `begin_…`, `advance_…` and `draw_…` are the three functions of a `wm_lib.worlds.simulation.World`.
 """
 
 from __future__ import annotations

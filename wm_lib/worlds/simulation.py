@@ -1,9 +1,10 @@
 """Simulated worlds, NumPy alone: one in place of each task, for machines without Gymnasium, and for quick trials.
 
-Two small engines. A *ball and paddles*: Pong against an opponent that follows the ball, and the same court with a
-wall of bricks in the opponent's place and turned by 90 degrees, Breakout. A *body that thrusts and steers*: a lander
-under gravity, and a car on a closed track, seen from above and from its own seat. They have the actions of the real
-tasks and frames of the same shape, and they are much easier: a score here says nothing about the real one.
+Two small engines. A *ball and paddles* (`courts`): Pong against an opponent that follows the ball, and the same court
+with a wall of bricks in the opponent's place and turned by 90 degrees, Breakout. A *body that thrusts and steers*
+(`bodies`): a lander under gravity, and a car on a closed track, seen from above and from its own seat. They have the
+actions of the real tasks and frames of the same shape, and they are much easier: a score here says nothing about the
+real one.
 
 A world is three functions of a *state*, a dict of arrays with one row for each environment: `begin` makes it of
 uniform random numbers, drawn once an episode; `advance` moves it by one decision; `draw` shows it.
