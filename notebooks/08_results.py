@@ -45,7 +45,7 @@ from typing import Any
 import numpy as np
 
 from wm_lib import efficiency
-from wm_lib.compare import find_result
+from wm_lib.compare import find_result, find_shipped
 from wm_lib.control.agent import Agent
 from wm_lib.course import films, plots, step_through, widgets
 from wm_lib.course.exercises.results import (
@@ -181,6 +181,9 @@ viewer
 # more CPU time?
 
 # %%
+print(efficiency.overview(find_shipped(project_root())))
+
+# %%
 comparison = find_result(task, budget, run_dir)
 others = efficiency.published(project_root(), task)
 if comparison is None:
@@ -194,7 +197,7 @@ efficiency.figure(comparison, others) if comparison else None
 
 # %% [markdown]
 # **Explain.** A ratio above 1 says that the world model saved real decisions; its interval is a bootstrap over the seeds (drawn
-# again and again from those we have), and three seeds make a coarse one. Against CPU hours the picture may look different: V and M
+# again and again from those we have): a few seeds make a coarse one, a single one has none. Against CPU hours the picture may look different: V and M
 # cost computing time, and where the world is a cheap simulator a decision costs next to nothing. A world model pays when decisions are
 # what is dear. Rows and lines marked *published* are what others report, under protocols that differ in details;
 # `assets/manifests/compare/published.json` names the sources.

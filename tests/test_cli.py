@@ -368,7 +368,7 @@ def test_evaluate_takes_the_shipped_weights_when_no_run_is_named(trained, capsys
 
 def test_what_is_published_is_measured_again_exactly(trained, capsys, tmp_path):
     (tmp_path / "pyproject.toml").touch()
-    (tmp_path / "README.md").write_text(f"{report.START}{report.END}")
+    (tmp_path / "README.md").write_text("".join(report.marks("results")))
     publish = ["report", "--publish", "--run-dir", str(trained / "run")]
     assert cli.main(publish) == 0
     published = tmp_path / "assets" / "manifests" / "lunar-lander.json"

@@ -12,7 +12,7 @@ import pytest
 import torch
 from test_pipeline import TINY, write_config
 
-from wm_lib import cli, compare
+from wm_lib import cli, compare, efficiency, report
 from wm_lib.compare import Judge, Stopwatch
 from wm_lib.config import load_config
 from wm_lib.efficiency import Row, summarise
@@ -256,10 +256,13 @@ def test_what_is_finished_is_neither_trained_nor_measured_again(
     assert (root / "comparison.json").read_text() == result == Path("out.json").read_text()
     assert (root / "comparison.png").exists()
     # Published, it can be drawn again without the run.
+    (whole / "README.md").write_text("".join(report.marks("comparison")))
     assert cli.main([*arguments, "--publish"]) == 0
     shipped = whole / "assets" / "manifests" / "compare" / "breakout"
     assert read_rows(shipped.with_suffix(".csv"), Row) == before
     assert compare.redraw(whole / "elsewhere" / "breakout") == json.loads(shipped.with_suffix(".json").read_text())
+    table = report.table_in((whole / "README.md").read_text(), "comparison")
+    assert table == efficiency.overview([json.loads(result)]) == efficiency.overview(compare.find_shipped(whole))
     assert "--run-dir" not in json.loads(result)["command"]
     assert compare.find_result("breakout", "smoke", whole / "nowhere") == json.loads(result)
     assert compare.find_result("pong", "smoke", whole / "nowhere") is None

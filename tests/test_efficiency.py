@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -212,6 +213,23 @@ def test_the_tables_say_what_is_a_bound_and_what_others_published() -> None:
     assert simple.index("12.8") < simple.index("100,000")
     (zoo,) = [line for line in lines if "PPO (zoo) (published)" in line]
     assert zoo.index("21.0") < zoo.index("10,000,000")
+
+
+def test_the_overview_has_a_line_for_each_task_with_its_seeds_and_a_ratio_under_1_as_plainly() -> None:
+    swapped = {"ours": "ppo", "ppo": "ours"}
+    worse = [replace(each, agent=swapped.get(each.agent, each.agent)) for each in planted(ceiling=-0.5)]
+    one = [each for each in planted(ceiling=-10.5, our_ceiling=-0.5) if each.seed == 0]
+    results = [summarise(rows, TARGET) | {"task": task} for task, rows in (("pong", worse), ("breakout", one))]
+    lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in efficiency.overview(results).splitlines()]
+    pong, breakout = lines[2], lines[3]
+    assert pong[:2] == ["pong", "3"] and breakout[:2] == ["breakout", "1"]
+    ratio = np.mean([1 / slope for slope in OURS]) / np.mean([1 / slope for slope in PPO])
+    assert pong[2].startswith(f"{ratio:.2f} [") and ratio < 1 and pong[3].startswith("at most 0.")
+    assert breakout[2:] == ["at least 24.00", "neither", "neither", "neither"]
+    assert [line[:3] for line in lines[7:]] == [
+        [task, agent, seeds] for task, seeds in (("pong", "3"), ("breakout", "1")) for agent in efficiency.AGENTS.values()
+    ]
+    assert "wm compare" in efficiency.overview([])
 
 
 def test_the_picture_has_every_seed_the_mean_and_the_lines_of_others() -> None:

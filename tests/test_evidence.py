@@ -109,7 +109,7 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
     manifest = {"schema": 1, "task": task.name, "mode": "full", "target": task.target, "score": score}
     manifest |= {"random_score": score, "real_steps": {"total": 0}, "minutes": {}, "command": "", "weights": weights}
     checkpoints.write_json(run / "evaluate" / "manifest.json", manifest)
-    (root / "README.md").write_text(f"{report.START}{report.END}")
+    (root / "README.md").write_text("".join(report.marks("results")))
     (root / "pyproject.toml").touch()
     report.publish(root / "run", root)
     return root

@@ -54,29 +54,31 @@ def test_the_table_holds_every_figure_and_its_columns_line_up() -> None:
     assert "431.1 [400.0, 462.0]" in lines[3]
 
 
-def test_the_readme_keeps_everything_around_the_table(tmp_path: Path) -> None:
+def test_the_readme_keeps_everything_around_its_tables(tmp_path: Path) -> None:
     readme = tmp_path / "README.md"
-    readme.write_text(f"# Title\n{report.START}\nold\n{report.END}\n\nprose\n")
+    readme.write_text("# Title\n<!-- b:start -->\nold\n<!-- b:end -->\n\nprose\n<!-- a:start --><!-- a:end -->")
     for _ in range(2):  # writing it again changes nothing
-        report.write_readme(readme, [manifest("pong", 5.04, 4, 6, -19)])
-        before, _, rest = readme.read_text().partition(report.START)
-        table, _, after = rest.partition(report.END)
-        assert (before, after) == ("# Title\n", "\n\nprose\n")
-        assert table == "\n" + report.results_table([manifest("pong", 5.04, 4, 6, -19)]) + "\n"
+        report.put_table(readme, "b", "| new |")
+        report.put_table(readme, "a", "| other |")
+        assert readme.read_text() == (
+            "# Title\n<!-- b:start -->\n| new |\n<!-- b:end -->\n\nprose\n<!-- a:start -->\n| other |\n<!-- a:end -->"
+        )
+    assert report.table_in(readme.read_text(), "b") == "| new |"
 
 
 def test_a_readme_without_marks_is_left_alone(tmp_path: Path) -> None:
     readme = tmp_path / "README.md"
-    readme.write_text(f"{report.START} only")
+    readme.write_text("<!-- b:end --> <!-- b:start --> only")
     with pytest.raises(StageError, match="no place for the table"):
-        report.write_readme(readme, [])
-    assert readme.read_text() == f"{report.START} only"
+        report.put_table(readme, "b", "| new |")
+    assert readme.read_text() == "<!-- b:end --> <!-- b:start --> only"
+    assert report.table_in(readme.read_text(), "b") is None
 
 
 @pytest.fixture
 def measured(tmp_path: Path):
     """A function: a run in `tmp_path / "run"` with a score of a task and the weights it is of; V is in `dtype`."""
-    (tmp_path / "README.md").write_text(f"{report.START}{report.END}")
+    (tmp_path / "README.md").write_text("".join(report.marks("results")))
 
     def measure(task: str, mean: float, episodes: int = 100, dtype: type = np.float16, **values: object) -> Path:
         folder = tmp_path / "run" / task

@@ -9,7 +9,7 @@ import jupytext
 import nbformat
 import pytest
 
-from wm_lib import checkpoints, cli, report, vet
+from wm_lib import checkpoints, cli, efficiency, report, vet
 from wm_lib.errors import StageError, UsageError
 
 ROOT = Path(vet.__file__).parent.parent
@@ -46,7 +46,10 @@ def clone(tmp_path: Path) -> Path:
     for folder in ("notebooks", "docs", "wm_lib", "tests"):
         (tmp_path / folder).mkdir()
     (tmp_path / "pyproject.toml").write_text("[tool.ruff]\nline-length = 120\n")
-    (tmp_path / "README.md").write_text(f"# Title\n\n{report.START}\n{report.results_table([])}\n{report.END}\n")
+    readme = tmp_path / "README.md"
+    readme.write_text("# Title\n\n" + "\n".join((*report.marks("results"), *report.marks("comparison"))))
+    report.put_table(readme, "results", report.results_table([]))
+    report.put_table(readme, "comparison", efficiency.overview([]))
     (tmp_path / "docs" / "a.md").write_text(
         "# A\n\n```\n#### not a heading, [nor](a-link)\n```\n`[no](link)`\n\n## B\n"
     )
@@ -211,16 +214,23 @@ def test_faults_of_code_come_from_ruff(clone: Path) -> None:
     assert [line.split(": ")[0] for line in found if "unformatted" in line] == ["wm_lib/module.py:3"]
 
 
-def test_the_readme_has_the_table_of_the_manifests(clone: Path) -> None:
+def test_the_readme_has_the_tables_of_the_manifests(clone: Path) -> None:
     score = {"mean": 1.0, "ci95": [0.0, 2.0], "episodes": 2}
     manifest = {"task": "pong", "target": 18, "score": score, "random_score": score, "minutes": {"vae": 1}}
     checkpoints.write_json(clone / "assets" / "manifests" / "pong.json", {**manifest, "real_steps": {"total": 3}})
     (finding,) = told(clone)
     assert finding.startswith("README.md:3: the table is not that of assets/manifests")
-    report.write_readme(clone / "README.md", report.find_manifests(clone / "assets" / "manifests"))
+    table = report.results_table(report.find_manifests(clone / "assets" / "manifests"))
+    report.put_table(clone / "README.md", "results", table)
     assert told(clone) == []
+    report.put_table(clone / "README.md", "comparison", "| by hand |")
+    (finding,) = told(clone)
+    assert finding.endswith("the table is not that of assets/manifests; type: wm compare --replot --publish")
     (clone / "README.md").write_text("# Title\n")
-    assert told(clone) == [f"README.md:1: has no place for the table of results, {report.START}"]
+    assert [finding.partition(", ")[0] for finding in told(clone)] == [
+        "README.md:1: has no place for the table of the results",
+        "README.md:1: has no place for the table of the comparison",
+    ]
 
 
 # --- Mending, and the command

@@ -19,16 +19,17 @@ from typing import TYPE_CHECKING, Any, Self
 from wm_lib import checkpoints, provenance
 from wm_lib.config import resolve_budget
 from wm_lib.control.controller import Controller
-from wm_lib.efficiency import Row, figure, published, summarise
+from wm_lib.efficiency import Row, figure, overview, published, summarise
 from wm_lib.errors import StageError, UsageError
 from wm_lib.evaluation import Player, agent_maker, evaluate, random_maker
 from wm_lib.events import Progress
 from wm_lib.folders import keep_settings, project_root, resolve_run_dir
 from wm_lib.pipeline import Pipeline
+from wm_lib.report import put_table
 from wm_lib.rows import append_row, read_rows
 from wm_lib.seeding import check_seed
 from wm_lib.settings import Config
-from wm_lib.tasks import Task, get_task
+from wm_lib.tasks import TASKS, Task, get_task
 
 if TYPE_CHECKING:
     from stable_baselines3 import PPO
@@ -113,10 +114,17 @@ def shipped_path(root: Path, task: str) -> Path:
 
 
 def publish(folder: Path, root: Path) -> None:
-    """Copy rows and result of a comparison to `assets/manifests/compare`."""
+    """Copy rows and result of a comparison to `assets/manifests/compare`, and put the table of all into README.md."""
     path = shipped_path(root, folder.name)
     checkpoints.write_json(path, checkpoints.read_json(folder / RESULT))
     shutil.copyfile(folder / CURVES, path.with_suffix(".csv"))
+    put_table(root / "README.md", "comparison", overview(find_shipped(root)))
+
+
+def find_shipped(root: Path) -> list[dict[str, Any]]:
+    """The published results of the repository `root`, in the tasks' order."""
+    paths = [shipped_path(root, task) for task in TASKS]
+    return [checkpoints.read_json(path) for path in paths if path.exists()]
 
 
 def find_result(task: str, budget: str = "auto", run_dir: str | Path = "auto") -> dict[str, Any] | None:

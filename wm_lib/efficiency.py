@@ -5,7 +5,7 @@ Every figure here is computed from rows of one CSV, which `wm_lib.compare` write
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -194,26 +194,51 @@ def published(root: Path, task: str) -> list[dict[str, Any]]:
 
 def tables(found: Mapping[str, Any], others: Sequence[Mapping[str, Any]] = ()) -> str:
     """The comparison as two Markdown tables; `others` are entries of `published`, labelled as such."""
+    seeds = len(found["seeds"])
     steps = [("way to the target", "score", *(f"{name}, decisions" for name in AGENTS.values()), "PPO / ours")]
     for share, level in found["levels"].items():
-        sign = "at least " if level["lower_bound"] else "at most " if level["upper_bound"] else ""
         cells = []
         for agent in AGENTS:
-            missing = len(found["seeds"]) - level[f"{agent}_reached"]
-            not_all = f" ({missing} of {len(found['seeds'])} seeds never)" if missing else ""
+            missing = seeds - level[f"{agent}_reached"]
+            not_all = f" ({missing} of {seeds} seeds never)" if missing else ""
             cells.append(f"{level[f'{agent}_steps']:,.0f}{not_all}")
-        ratio = "-" if level["ratio"] is None else sign + interval({"mean": level["ratio"], "ci95": level["ci95"]})
-        steps.append((f"{float(share):.0%}", f"{level['score']:.1f}", *cells, ratio))
-    scores = [("agent", "at 100,000 decisions", "final score", "decisions", "CPU hours")]
-    for agent, name in AGENTS.items():
-        small, final = found["at_100k"][agent], found["final"][agent]
-        hours = f"{final['cpu_seconds'] / 3600:.2f}"
-        early = "-" if small is None else interval(small)
-        scores.append((name, early, interval(final), f"{final['decisions']:,.0f}", hours))
+        steps.append((f"{float(share):.0%}", f"{level['score']:.1f}", *cells, _ratio(level)))
+    scores = [_SCORES, *_score_rows(found)]
     for entry in others:
         early, final = (f"{entry['score']:.1f}", "-") if entry["decisions"] == SMALL else ("-", f"{entry['score']:.1f}")
-        scores.append((f"{entry['agent']} (published)", early, final, f"{entry['decisions']:,}", "-"))
+        scores.append((f"{entry['agent']} (published)", "-", early, final, f"{entry['decisions']:,}", "-"))
     return f"{aligned(steps)}\n\n{aligned(scores)}"
+
+
+def overview(results: Sequence[Mapping[str, Any]]) -> str:
+    """Several tasks' comparisons as two Markdown tables: the ratios of decisions, and the scores."""
+    if not results:
+        return "No task has been compared yet; to do it (hours): `wm compare --task pong --publish`"
+    ratios = [("PPO / ours, decisions", "seeds", *(f"{share:.0%} of the way" for share in LEVELS))]
+    scores = [("task", *_SCORES)]
+    for found in results:
+        levels = [_ratio(found["levels"][str(share)]) for share in LEVELS]
+        ratios.append((found["task"], str(len(found["seeds"])), *levels))
+        scores += [(found["task"], *cells) for cells in _score_rows(found)]
+    return f"{aligned(ratios)}\n\n{aligned(scores)}"
+
+
+_SCORES = ("agent", "seeds", "at 100,000 decisions", "final score", "decisions", "CPU hours")
+
+
+def _score_rows(found: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
+    for agent, name in AGENTS.items():
+        small, final = found["at_100k"][agent], found["final"][agent]
+        early, hours = "-" if small is None else interval(small), f"{final['cpu_seconds'] / 3600:.2f}"
+        yield name, str(len(found["seeds"])), early, interval(final), f"{final['decisions']:,.0f}", hours
+
+
+def _ratio(level: Mapping[str, Any]) -> str:
+    if level["ratio"] is None:
+        return "neither" if not level["ours_reached"] + level["ppo_reached"] else "-"
+    sign = "at least " if level["lower_bound"] else "at most " if level["upper_bound"] else ""
+    low, high = level["ci95"]
+    return f"{sign}{level['ratio']:.2f}" + ("" if low is None else f" [{low:.2f}, {high:.2f}]")
 
 
 def figure(found: Mapping[str, Any], others: Sequence[Mapping[str, Any]] = ()) -> Figure:

@@ -11,7 +11,6 @@ from wm_lib import checkpoints
 from wm_lib.errors import StageError
 from wm_lib.tasks import TASKS
 
-START, END = "<!-- results:start -->", "<!-- results:end -->"  # in README.md
 PROTOCOL_EPISODES = 100
 COLUMNS = ("task", "agent", "sticky actions", "random play", "target", "episodes", "real decisions", "minutes")
 WEIGHTS = {stage: f"{stage}.safetensors" for stage in ("vae", "mdn_rnn", "controller")}  # of an agent: V, M and C
@@ -143,7 +142,7 @@ def publish(run_dir: Path, root: Path, force: bool = False) -> tuple[list[dict[s
         manifest["weights"] = ship_weights(path.parents[1], assets / "weights" / task, manifest["weights"])
         checkpoints.write_json(published, manifest)
     manifests = find_manifests(assets / "manifests")
-    write_readme(root / "README.md", manifests)
+    put_table(root / "README.md", "results", results_table(manifests))
     return manifests, refused
 
 
@@ -171,15 +170,31 @@ def ship_weights(run: Path, folder: Path, measured: dict[str, str]) -> dict[str,
     return {name: checkpoints.save(folder / name, tensors, meta) for name, (tensors, meta) in loaded.items()}
 
 
-def write_readme(readme: Path, manifests: list[dict[str, Any]]) -> None:
-    """Put the table of the shipped manifests between the marks in README.md.
+def put_table(document: Path, name: str, table: str) -> None:
+    """Put a table between its marks, `<!-- name:start -->` and `<!-- name:end -->`.
 
     Raises:
         StageError: The marks are not there.
     """
-    text = readme.read_text(encoding="utf-8")
-    before, start, rest = text.partition(START)
-    _, end, after = rest.partition(END)
-    if not (start and end):
-        raise StageError(f"{readme} has no place for the table; put {START} and {END} where it belongs")
-    readme.write_text(f"{before}{START}\n{results_table(manifests)}\n{END}{after}", encoding="utf-8")
+    text = document.read_text(encoding="utf-8")
+    if (place := _place(text, name)) is None:
+        raise StageError(f"{document} has no place for the table; put {' and '.join(marks(name))} where it belongs")
+    begin, end = place
+    document.write_text(f"{text[:begin]}\n{table}\n{text[end:]}", encoding="utf-8")
+
+
+def table_in(text: str, name: str) -> str | None:
+    """What stands between the marks of this name; None without marks."""
+    place = _place(text, name)
+    return None if place is None else text[slice(*place)].strip()
+
+
+def marks(name: str) -> tuple[str, str]:
+    """What stands before and after the table of this name in a document."""
+    return f"<!-- {name}:start -->", f"<!-- {name}:end -->"
+
+
+def _place(text: str, name: str) -> tuple[int, int] | None:
+    start, end = marks(name)
+    begin, close = text.find(start) + len(start), text.find(end)
+    return (begin, close) if start in text and close >= begin else None

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from wm_lib import report
+from wm_lib import compare, efficiency, report
 from wm_lib.errors import StageError, UsageError
 
 Lines = list[tuple[int, str]]  # numbers from 1, and texts
@@ -239,13 +239,18 @@ def spelling(root: Path) -> Iterator[Finding]:
 
 
 def results(root: Path) -> Iterator[Finding]:
-    """Whether the table in README.md is that of the shipped manifests."""
+    """Whether the tables in README.md are those of `assets/manifests`."""
     text = (root / "README.md").read_text(encoding="utf-8")
-    before, start, rest = text.partition(report.START)
-    line = before.count("\n") + 1
-    if not start:
-        yield Finding("README.md", 1, f"has no place for the table of results, {report.START}")
-    elif rest.partition(report.END)[0].strip() != report.results_table(
-        report.find_manifests(root / "assets" / "manifests")
-    ):
-        yield Finding("README.md", line, "the table is not that of assets/manifests; type: wm report --publish")
+    shipped = report.find_manifests(root / "assets" / "manifests")
+    tables = {
+        "results": (report.results_table(shipped), "wm report --publish"),
+        "comparison": (efficiency.overview(compare.find_shipped(root)), "wm compare --replot --publish"),
+    }
+    for name, (table, command) in tables.items():
+        start, _ = report.marks(name)
+        found = report.table_in(text, name)
+        if found is None:
+            yield Finding("README.md", 1, f"has no place for the table of the {name}, {start}")
+        elif found != table:
+            line = text.partition(start)[0].count("\n") + 1
+            yield Finding("README.md", line, f"the table is not that of assets/manifests; type: {command}")
