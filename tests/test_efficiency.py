@@ -220,15 +220,16 @@ def test_the_overview_has_a_line_for_each_task_with_its_seeds_and_a_ratio_under_
     worse = [replace(each, agent=swapped.get(each.agent, each.agent)) for each in planted(ceiling=-0.5)]
     one = [each for each in planted(ceiling=-10.5, our_ceiling=-0.5) if each.seed == 0]
     results = [summarise(rows, TARGET) | {"task": task} for task, rows in (("pong", worse), ("breakout", one))]
-    lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in efficiency.overview(results).splitlines()]
+    lines = efficiency.overview(results).splitlines()
+    lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
     pong, breakout = lines[2], lines[3]
     assert pong[:2] == ["pong", "3"] and breakout[:2] == ["breakout", "1"]
     ratio = np.mean([1 / slope for slope in OURS]) / np.mean([1 / slope for slope in PPO])
     assert pong[2].startswith(f"{ratio:.2f} [") and ratio < 1 and pong[3].startswith("at most 0.")
     assert breakout[2:] == ["at least 24.00", "neither", "neither", "neither"]
-    assert [line[:3] for line in lines[7:]] == [
-        [task, agent, seeds] for task, seeds in (("pong", "3"), ("breakout", "1")) for agent in efficiency.AGENTS.values()
-    ]
+    agents = efficiency.AGENTS.values()
+    assert [line[:3] for line in lines[7:9]] == [["pong", agent, "3"] for agent in agents]
+    assert [line[:3] for line in lines[9:]] == [["breakout", agent, "1"] for agent in agents]
     assert "wm compare" in efficiency.overview([])
 
 

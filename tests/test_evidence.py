@@ -107,7 +107,8 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
     score = evaluate(task, agent_maker(task, model, controller), 4, 10_000)
     weights = {name: checkpoints.sha256_file(run / stage / name) for stage, name in report.WEIGHTS.items()}
     manifest = {"schema": 1, "task": task.name, "mode": "full", "target": task.target, "score": score}
-    manifest |= {"random_score": score, "real_steps": {"total": 0}, "minutes": {}, "command": "", "weights": weights}
+    manifest |= {"random_score": score, "real_steps": {"total": 0}, "minutes": {}, "weights": weights}
+    manifest |= {"rounds": 1, "command": ""}
     checkpoints.write_json(run / "evaluate" / "manifest.json", manifest)
     (root / "README.md").write_text("".join(report.marks("results")))
     (root / "pyproject.toml").touch()

@@ -19,6 +19,8 @@ def manifest(task: str, mean: float, low: float | None, high: float | None, rand
         "random_score": {"mean": -20.0, "ci95": [None if random_high is None else -21.0, random_high]},
         "real_steps": {"total": 1_040_960},
         "minutes": {"collect": 0.6, "vae": 5.6},
+        "rounds": 2,
+        "command": f"wm train --task {task} --budget laptop --rounds 2",
     }
 
 
@@ -48,10 +50,14 @@ def test_the_table_holds_every_figure_and_its_columns_line_up() -> None:
     lines = table.splitlines()
     assert len({len(line) for line in lines}) == 1
     cells = [cell.strip() for cell in lines[2].strip("|").split("|")]
-    assert cells == ["pong", "5.0 [4.0, 6.0]", "-", "-20.0 [-21.0, -19.0]", "18", "30", "1,040,960", "6"]
+    assert cells[:5] == ["pong", "5.0 [4.0, 6.0]", "-", "-20.0 [-21.0, -19.0]", "18"]
+    assert cells[5:] == ["30", "laptop, 2 rounds", "1,040,960", "6"]
     sticky = manifest("pong", 5.04, 4, 6, -19) | {"sticky_score": {"mean": 3.0, "ci95": [1, 5]}}
     assert "| 5.0 [4.0, 6.0] | 3.0 [1.0, 5.0]" in report.results_table([sticky])
     assert "431.1 [400.0, 462.0]" in lines[3]
+    once = manifest("pong", 5.04, 4, 6, -19) | {"rounds": 1, "command": "wm train --task pong --budget full"}
+    assert "| full   |" in report.results_table([once])
+    assert "| -      |" in report.results_table([once | {"command": "wm train --task pong"}])
 
 
 def test_the_readme_keeps_everything_around_its_tables(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from wm_lib.errors import StageError
 from wm_lib.tasks import TASKS
 
 PROTOCOL_EPISODES = 100
-COLUMNS = ("task", "agent", "sticky actions", "random play", "target", "episodes", "real decisions", "minutes")
+COLUMNS = ("task", "agent", "sticky actions", "random play", "target", "episodes", "budget", "decisions", "minutes")
 WEIGHTS = {stage: f"{stage}.safetensors" for stage in ("vae", "mdn_rnn", "controller")}  # of an agent: V, M and C
 
 
@@ -64,11 +64,18 @@ def results_rows(manifests: list[dict[str, Any]]) -> list[tuple[str, ...]]:
             interval(manifest["random_score"]),
             "none" if manifest.get("mode") == "simulation" else f"{manifest['target']:g}",
             str(manifest["score"]["episodes"]),
+            _budget(manifest),
             f"{manifest['real_steps']['total']:,}",
             f"{sum(manifest['minutes'].values()):.0f}",
         )
         for manifest in manifests
     ]
+
+
+def _budget(manifest: dict[str, Any]) -> str:
+    words = shlex.split(manifest["command"])
+    budget = words[words.index("--budget") + 1] if "--budget" in words else "-"
+    return budget if manifest["rounds"] == 1 else f"{budget}, {manifest['rounds']} rounds"
 
 
 def results_table(manifests: list[dict[str, Any]]) -> str:
