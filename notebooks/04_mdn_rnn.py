@@ -49,9 +49,9 @@ from wm_lib import examine, gates
 from wm_lib.course import plots, widgets
 from wm_lib.course.exercises.mdn_rnn import check_at_temperature, check_line_up, check_mdn_nll
 from wm_lib.events import read_scalars
+from wm_lib.models.forecast import evaluate_mdn_rnn
 from wm_lib.models.mdn_rnn import (
     HALF_LOG_2PI,  # noqa: F401, for exercise 4.3
-    evaluate_mdn_rnn,
     load_mdn_rnn,
 )
 from wm_lib.pipeline import Pipeline

@@ -58,7 +58,7 @@ from wm_lib.errors import StageError
 from wm_lib.evaluation import t_quantile  # noqa: F401  (for exercise 8.2)
 from wm_lib.folders import project_root
 from wm_lib.pipeline import Pipeline
-from wm_lib.report import find_manifests, results_table
+from wm_lib.report import find_manifests, published, results_table
 from wm_lib.worlds.envs import make_env
 
 run = Pipeline.open(task, budget, run_dir, seed)
@@ -185,9 +185,10 @@ print(efficiency.overview(find_shipped(project_root())))
 
 # %%
 comparison = find_result(task, budget, run_dir)
-others = efficiency.published(project_root(), task)
+others = published(project_root(), task)
 if comparison is None:
-    print(f"{task} has not been compared with PPO yet; to do it (hours): wm compare --task {task} --seeds 3")
+    print(f"{task} has not been compared with PPO yet; to do it (hours): wm compare --task {task} --seeds 3\n")
+    print(efficiency.published_table(others))
 else:
     print(f"seeds {comparison['seeds']}, made by: {comparison['command']}\n")
     print(efficiency.tables(comparison, others))

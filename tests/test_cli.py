@@ -304,8 +304,9 @@ def test_the_manifest_says_where_the_score_comes_from(trained):
     assert set(manifest) == {
         "schema", "task", "env_id", "target", "mode", "variant", "provisional", "seed", "score", "random_score",
         "real_steps", "failed_gates", "minutes", "config", "machine", "versions", "command", "commit", "weights",
-        "rounds", "executor",
+        "rounds", "executor", "frames_per_decision", "num_actions",
     }  # fmt: skip
+    assert (manifest["frames_per_decision"], manifest["num_actions"]) == (2, 4)
     assert (manifest["schema"], manifest["task"], manifest["env_id"]) == (1, "lunar-lander", "LunarLander-v3")
     assert (manifest["mode"], manifest["variant"], manifest["target"]) == ("full", "ppo", 200)
     assert set(manifest["score"]) == set(manifest["random_score"]) == SCORE
@@ -378,6 +379,16 @@ def test_what_is_published_is_measured_again_exactly(trained, capsys, tmp_path):
     result = checkpoints.read_json(tmp_path / "again.json")
     assert {name: result[name] for name in SCORE} == manifest["score"]
     assert result["weights"] == manifest["weights"]
+    assert cli.main(["evaluate", "--task", "lunar-lander", "--episodes", "3", "--publish"]) == 0
+    longer = checkpoints.read_json(published)
+    assert longer["score"]["returns"][:2] == manifest["score"]["returns"] and longer["score"]["episodes"] == 3
+    assert longer | {"score": 0} == manifest | {"score": 0}
+    assert report.results_table([longer]) in (tmp_path / "README.md").read_text()
+    others = ["--run-dir", str(trained / "run"), "--seed", "10001"]
+    for options, told in ((others, "begin with seed 10000"), (["--random", "--seed", "7"], "begin with seed 10000")):
+        assert cli.main(["evaluate", "--task", "lunar-lander", "--episodes", "1", *options, "--publish"]) == 1
+        assert told in capsys.readouterr().err
+    assert checkpoints.read_json(published) == longer
     manifest["score"]["mean"] += 1
     checkpoints.write_json(published, manifest)
     capsys.readouterr()

@@ -42,7 +42,7 @@ def test_it_says_all_there_is_to_say(run, found):
     assert found["task"] == "breakout" and found["schema"] == 1
     assert set(found["eyes"]["probes"]) == set(found["memory"]["position_drift"]) == {"random", "agent"}
     for kinds in found["eyes"]["probes"].values():
-        assert set(kinds) == {"linear", "mlp", "velocity"}
+        assert set(kinds) == {"linear", "mlp", "velocity", "velocity from h"}
         assert set(kinds["mlp"]) == {"ball_x", "ball_y", "paddle_x"}
     assert found["eyes"]["num_frames"] == run.rollouts().num_frames
     assert {"nll", "copy_last_nll", "linear_nll", "single_gaussian_nll"} <= found["memory"].keys()
@@ -50,7 +50,7 @@ def test_it_says_all_there_is_to_say(run, found):
     assert set(steps) == {"1", "5", "15"}  # no episode goes on for 50
     assert found["dream"]["horizon"] == 32
     text = examine.tables(found)
-    for word in ("paddle_x", "one Gaussian", "rank correlation", "V at best", "velocity"):
+    for word in ("paddle_x", "one Gaussian", "rank correlation", "V at best", "velocity from h", "done: M said"):
         assert word in text
 
 

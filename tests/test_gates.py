@@ -19,6 +19,7 @@ from wm_lib.gates import (
     enough_episodes,
     frames_are_alive,
     nll_beats_copy_last,
+    prediction_beats_copy_last,
     probe_error,
     report,
     require,
@@ -175,6 +176,14 @@ def test_m_must_beat_copying() -> None:
     for broken in (math.nan, math.inf, -math.inf):
         gate = check(nll_beats_copy_last({"nll": broken, "copy_last_nll": 4.0}), False)
         assert gate.values["nll"] is None
+
+
+def test_a_reservoir_must_beat_copying_by_a_twentieth() -> None:
+    check(prediction_beats_copy_last({"z_mse": 0.94, "copy_mse": 1.0}), True)
+    check(prediction_beats_copy_last({"z_mse": 0.96, "copy_mse": 1.0}), False)
+    for broken in (math.nan, math.inf):
+        gate = check(prediction_beats_copy_last({"z_mse": broken, "copy_mse": 1.0}), False)
+        assert gate.values["z_mse"] is None
 
 
 class Swing:

@@ -14,13 +14,12 @@ from wm_lib import checkpoints
 from wm_lib.errors import StageError, UsageError
 from wm_lib.events import read_scalars
 from wm_lib.models import mdn_rnn, training
-from wm_lib.models.latents import Batch, Latents, Stream, linear_prediction
+from wm_lib.models.forecast import calibration, evaluate_mdn_rnn, linear_prediction
+from wm_lib.models.latents import Batch, Latents, Stream
 from wm_lib.models.mdn_rnn import (
     MDNRNN,
     MIN_LOG_SIGMA,
     MDNOutput,
-    calibration,
-    evaluate_mdn_rnn,
     load_mdn_rnn,
     mdn_nll,
     sample_mdn,

@@ -20,6 +20,7 @@ def manifest(task: str, mean: float, low: float | None, high: float | None, rand
         "real_steps": {"total": 1_040_960},
         "minutes": {"collect": 0.6, "vae": 5.6},
         "rounds": 2,
+        "failed_gates": [],
         "command": f"wm train --task {task} --budget laptop --rounds 2",
     }
 
@@ -51,11 +52,13 @@ def test_the_table_holds_every_figure_and_its_columns_line_up() -> None:
     assert len({len(line) for line in lines}) == 1
     cells = [cell.strip() for cell in lines[2].strip("|").split("|")]
     assert cells[:5] == ["pong", "5.0 [4.0, 6.0]", "-", "-20.0 [-21.0, -19.0]", "18"]
-    assert cells[5:] == ["30", "laptop, 2 rounds", "1,040,960", "6"]
+    longest = max(report.published(report.project_root(), "pong"), key=lambda entry: entry["decisions"])
+    assert cells[5:] == [f"{longest['score']:.1f}", "30", "laptop, 2 rounds", "1,040,960", "6"]
     sticky = manifest("pong", 5.04, 4, 6, -19) | {"sticky_score": {"mean": 3.0, "ci95": [1, 5]}}
     assert "| 5.0 [4.0, 6.0] | 3.0 [1.0, 5.0]" in report.results_table([sticky])
     assert "431.1 [400.0, 462.0]" in lines[3]
     once = manifest("pong", 5.04, 4, 6, -19) | {"rounds": 1, "command": "wm train --task pong --budget full"}
+    assert "| 5.0 [4.0, 6.0] (a gate failed) |" in report.results_table([sticky | {"failed_gates": ["probe"]}])
     assert "| full   |" in report.results_table([once])
     assert "| -      |" in report.results_table([once | {"command": "wm train --task pong"}])
 

@@ -82,12 +82,16 @@ def vae_encode(task: Task, config: Config, seed: int, stack: ExitStack) -> Pair:
     precision, data = prepare(seed), _noise(config, seed, stack)
     net, plain = vae.VAE(config.vae.z_dim, fovea=config.vae.fovea > 0), yardsticks.vae(config.vae.z_dim)
     batches = cycle(np.split(np.arange(data.num_frames), range(ENCODE_BATCH, data.num_frames, ENCODE_BATCH)))
+    loading, whole = [], []  # seconds
 
     @torch.inference_mode()
     def ours() -> int:
+        start = time.perf_counter()
         frames = data.gather(next(batches))
+        loading.append(time.perf_counter() - start)
         with training.fast_autocast():
             net.encode(frames)
+        whole.append(time.perf_counter() - start)
         return len(frames)
 
     @torch.inference_mode()
@@ -96,18 +100,22 @@ def vae_encode(task: Task, config: Config, seed: int, stack: ExitStack) -> Pair:
         plain["encoder"](yardsticks.pictures(frames))
         return len(frames)
 
-    return Pair("frames/s", ours, reference, lambda: f"{precision}, batch {ENCODE_BATCH}, {_sizes(net, plain)}")
+    def detail() -> str:
+        return f"{precision}, batch {ENCODE_BATCH}, {_sizes(net, plain)}, {_share(loading, whole)}"
+
+    return Pair("frames/s", ours, reference, detail)
 
 
 def vae_train(task: Task, config: Config, seed: int, stack: ExitStack) -> Pair:
     """Updates as `train_vae` makes them; both sides load their frames from disk."""
     import torch
 
-    from wm_lib.models import training, vae
+    from wm_lib.models import vae
 
     precision, data = prepare(seed), _noise(config, seed, stack)
     settings, rng = config.vae, np.random.default_rng(seed)
-    net, plain = vae.VAE(settings.z_dim, fovea=settings.fovea > 0), yardsticks.vae(settings.z_dim)
+    net = vae.VAE(settings.z_dim, fovea=settings.centred and settings.fovea > 0)
+    plain = yardsticks.vae(settings.z_dim)
     adam = torch.optim.Adam(net.parameters(), lr=LEARNING_RATE, fused=True)
     plain_adam = torch.optim.Adam(plain.parameters(), lr=LEARNING_RATE)
     scenery, episode = torch.from_numpy(vae.episode_scenery(data, rng)), data.episode.ravel()
@@ -121,9 +129,7 @@ def vae_train(task: Task, config: Config, seed: int, stack: ExitStack) -> Pair:
         index = np.concatenate([now, now + 1])
         frames, backdrop = torch.from_numpy(data.gather(index)), scenery[episode[index]]
         loading.append(time.perf_counter() - start)
-        weights = vae.foreground_weights(frames, backdrop, settings.foreground_weight) if settings.centred else None
-        with training.fast_autocast():
-            loss, _ = vae.vae_loss(net, frames, weights, settings.beta, settings.slowness, settings.fovea)
+        loss, _ = vae.configured_loss(net, frames, backdrop, settings, settings.beta)
         _descend(loss, adam, 100.0)
         whole.append(time.perf_counter() - start)
         return len(index)
@@ -134,8 +140,7 @@ def vae_train(task: Task, config: Config, seed: int, stack: ExitStack) -> Pair:
         return len(pictures)
 
     def detail() -> str:
-        share = f"{sum(loading) / sum(whole):.1%} of ours is loading data"
-        return f"{precision}, batch {settings.batch_size}, {_sizes(net, plain)}, {share}"
+        return f"{precision}, batch {settings.batch_size}, {_sizes(net, plain)}, {_share(loading, whole)}"
 
     return Pair("frames/s", ours, reference, detail)
 
@@ -203,8 +208,7 @@ def mdn_rnn_train(task: Task, config: Config, seed: int, stack: ExitStack) -> Pa
         batch = stream.batch(stream.windows(sizes.batch_size, length, rng), rng)
         with training.fast_autocast():
             losses = mdn_rnn.mdn_rnn_losses(net, batch)
-        loss = losses["nll"] / z_dim + losses["reward"] + losses["done"]
-        _descend(loss, adam, mdn_rnn.MAX_GRAD_NORM)
+        _descend(mdn_rnn.total_loss(losses, z_dim), adam, mdn_rnn.MAX_GRAD_NORM)
         return int((~batch.border).sum())
 
     def reference() -> int:
@@ -237,7 +241,8 @@ def dream_step(task: Task, config: Config, seed: int, stack: ExitStack) -> Pair:
     precision, num_envs, z_dim = prepare(seed), config.controller.num_envs, config.vae.z_dim
     memory = MDNRNN(z_dim, task.num_actions, config.mdnrnn.rnn_size, config.mdnrnn.num_mixtures)
     torch.nn.init.constant_(memory.done.bias, -8.0)  # untrained, it would end half of the dreams at every step
-    model = NeuralWorldModel(VAE(z_dim), memory, config.controller.recent_z, bf16=True)
+    eyes = VAE(z_dim, fovea=config.vae.centred and config.vae.fovea > 0)
+    model = NeuralWorldModel(eyes, memory, config.controller.recent_z, bf16=True)
     start_z = np.random.default_rng(seed).standard_normal((1000, z_dim), dtype=np.float32)
     dream = DreamVectorEnv(model, start_z, NUM_DREAMS, task.max_decisions, 1.0, task.num_actions, seed)
     real = make_env(task, num_envs, seed, "envpool")
@@ -361,6 +366,10 @@ def _descend(loss: Tensor, optimizer: optim.Optimizer, max_grad_norm: float | No
     if max_grad_norm:
         nn.utils.clip_grad_norm_(optimizer.param_groups[0]["params"], max_grad_norm)
     optimizer.step()
+
+
+def _share(loading: list[float], whole: list[float]) -> str:
+    return f"{sum(loading) / sum(whole):.1%} of ours is loading data"
 
 
 def _sizes(net: nn.Module, plain: nn.Module) -> str:

@@ -105,6 +105,7 @@ def _parser() -> argparse.ArgumentParser:
     score.add_argument("--episodes", type=int, default=100, metavar="N", help="episodes (default: 100)")
     score.add_argument("--sticky", type=float, default=0.0, metavar="P", help="Atari: sticky actions (default: 0)")
     score.add_argument("--random", action="store_true", help="measure random play instead of an agent")
+    score.add_argument("--publish", action="store_true", help="put it into the manifest of the shipped weights")
     watch = command(
         "play",
         commands.do_play,

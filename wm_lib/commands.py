@@ -83,6 +83,8 @@ def do_evaluate(args: argparse.Namespace) -> None:
         raise UsageError(f"--sticky must be from 0 up to (not including) 1, got {args.sticky}")
     if args.sticky and not task.atari:
         raise UsageError(f"--sticky is for the Atari tasks, {task.name} is none")
+    if args.publish and args.mode != "full":
+        raise UsageError(f"only scores of mode full are published, this is mode {args.mode}")
     seed = _first_seed(args, task)
     weights: dict[str, str] = {}
     if args.random:
@@ -96,6 +98,9 @@ def do_evaluate(args: argparse.Namespace) -> None:
         worked = cluster.report(executor)
     beside = "a simulated score, which has no target" if task.simulated else f"target {task.target:g}"
     print(f"{task.name}: {report.interval(result)} over {args.episodes} episodes; {beside}")
+    if args.publish:
+        name = "random_score" if args.random else "sticky_score" if args.sticky else "score"
+        report.publish_score(project_root(), task.name, name, result, weights)
     _report(
         args,
         {"task": task.name, "mode": args.mode, "weights": weights, "sticky": args.sticky, **result, "executor": worked},
@@ -265,7 +270,7 @@ def do_compare(args: argparse.Namespace) -> None:
         found = compare.compare(args.task, args.budget, args.run_dir, seeds, args.config, args.force, args.rounds)
     if args.publish:
         compare.publish(folder, project_root())
-    print(efficiency.tables(found, efficiency.published(project_root(), found["task"])))
+    print(efficiency.tables(found, report.published(project_root(), found["task"])))
     print(f"\nrows, result and picture are in {folder}")
     _report(args, found)
 

@@ -19,13 +19,13 @@ from typing import TYPE_CHECKING, Any, Self
 from wm_lib import checkpoints, provenance
 from wm_lib.config import resolve_budget
 from wm_lib.control.controller import Controller
-from wm_lib.efficiency import Row, figure, overview, published, summarise
+from wm_lib.efficiency import Row, figure, overview, summarise
 from wm_lib.errors import StageError, UsageError
 from wm_lib.evaluation import Player, agent_maker, evaluate, random_maker
 from wm_lib.events import Progress
 from wm_lib.folders import keep_settings, project_root, resolve_run_dir
 from wm_lib.pipeline import Pipeline
-from wm_lib.report import put_table
+from wm_lib.report import published, put_table
 from wm_lib.rows import append_row, read_rows
 from wm_lib.seeding import check_seed
 from wm_lib.settings import Config

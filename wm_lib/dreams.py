@@ -38,12 +38,13 @@ def make_dreams(
     starts: Literal["episodes", "anywhere"] = "episodes",
     seed: int = 0,
     done_threshold: float | None = None,
+    rounds: int | None = None,
     vectorization_mode: Any = None,
 ) -> DreamVectorEnv:
     """Many dreams of the world model that a run has trained.
 
     Args:
-        task, budget, run_dir: Which run, see `Pipeline.open`.
+        task, budget, run_dir, rounds: Which run, and which round's world model; see `Pipeline.open`.
         num_envs: Dreams side by side.
         horizon: Decisions after which a dream is cut off; 0 = four of M's training sequences.
         temperature: Uncertainty, see `DreamVectorEnv`.
@@ -56,7 +57,7 @@ def make_dreams(
         StageError: The run has no M yet.
         UsageError: An argument is out of range.
     """
-    run = Pipeline.open(task, budget, run_dir)
+    run = Pipeline.open(task, budget, run_dir, rounds=rounds)
     return dreams_of(run, num_envs, horizon, temperature, starts, seed, done_threshold)
 
 
@@ -90,7 +91,7 @@ def dreams_of(
 
 
 def default_horizon(run: Pipeline) -> int:
-    """Decisions of a dream: four times as long as the sequences M has learnt from."""
+    """Decisions of a dream: four times `mdnrnn.sequence_length`, the windows that M learns from in mode full."""
     return 4 * run.config.mdnrnn.sequence_length
 
 

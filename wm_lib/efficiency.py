@@ -7,12 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from wm_lib import checkpoints
 from wm_lib.errors import StageError
 from wm_lib.evaluation import summarise as interval_of_mean
 from wm_lib.report import aligned, interval
@@ -186,14 +184,8 @@ def _final(rows: Sequence[Row]) -> dict[str, Any]:
     return found | {"interruptions": sum(row.interruptions for row in rows)}
 
 
-def published(root: Path, task: str) -> list[dict[str, Any]]:
-    """What others report of a task, from `assets/manifests/compare/published.json`; each entry names its source."""
-    path = root / "assets" / "manifests" / "compare" / "published.json"
-    return [entry for entry in checkpoints.read_json(path)["entries"] if entry["task"] == task] if path.exists() else []
-
-
 def tables(found: Mapping[str, Any], others: Sequence[Mapping[str, Any]] = ()) -> str:
-    """The comparison as two Markdown tables; `others` are entries of `published`, labelled as such."""
+    """The comparison as two Markdown tables; `others` are entries of `report.published`, labelled as such."""
     seeds = len(found["seeds"])
     steps = [("way to the target", "score", *(f"{name}, decisions" for name in AGENTS.values()), "PPO / ours")]
     for share, level in found["levels"].items():
@@ -204,10 +196,12 @@ def tables(found: Mapping[str, Any], others: Sequence[Mapping[str, Any]] = ()) -
             cells.append(f"{level[f'{agent}_steps']:,.0f}{not_all}")
         steps.append((f"{float(share):.0%}", f"{level['score']:.1f}", *cells, _ratio(level)))
     scores = [_SCORES, *_score_rows(found)]
-    for entry in others:
-        early, final = (f"{entry['score']:.1f}", "-") if entry["decisions"] == SMALL else ("-", f"{entry['score']:.1f}")
-        scores.append((f"{entry['agent']} (published)", "-", early, final, f"{entry['decisions']:,}", "-"))
-    return f"{aligned(steps)}\n\n{aligned(scores)}"
+    return f"{aligned(steps)}\n\n{aligned([*scores, *_published_rows(others)])}"
+
+
+def published_table(others: Sequence[Mapping[str, Any]]) -> str:
+    """What others report, entries of `report.published`, where there is nothing of our own yet."""
+    return aligned([_SCORES, *_published_rows(others)])
 
 
 def overview(results: Sequence[Mapping[str, Any]]) -> str:
@@ -223,14 +217,22 @@ def overview(results: Sequence[Mapping[str, Any]]) -> str:
     return f"{aligned(ratios)}\n\n{aligned(scores)}"
 
 
-_SCORES = ("agent", "seeds", "at 100,000 decisions", "final score", "decisions", "CPU hours")
+_SCORES = ("agent", "seeds", "at 100,000 decisions", "final score", "decisions", "hours", "CPU hours")
 
 
 def _score_rows(found: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
     for agent, name in AGENTS.items():
         small, final = found["at_100k"][agent], found["final"][agent]
-        early, hours = "-" if small is None else interval(small), f"{final['cpu_seconds'] / 3600:.2f}"
-        yield name, str(len(found["seeds"])), early, interval(final), f"{final['decisions']:,.0f}", hours
+        hours = (f"{final[clock] / 3600:.2f}" for clock in ("wall_seconds", "cpu_seconds"))
+        early = "-" if small is None else interval(small)
+        yield name, str(len(found["seeds"])), early, interval(final), f"{final['decisions']:,.0f}", *hours
+
+
+def _published_rows(others: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, ...]]:
+    for entry in others:
+        score, seeds = f"{entry['score']:.1f}", str(len(entry["by_seed"])) if "by_seed" in entry else "-"
+        early, final = (score, "-") if entry["decisions"] == SMALL else ("-", score)
+        yield f"{entry['agent']} (published)", seeds, early, final, f"{entry['decisions']:,}", "-", "-"
 
 
 def _ratio(level: Mapping[str, Any]) -> str:

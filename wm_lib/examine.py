@@ -96,7 +96,8 @@ def eyes(run: Pipeline, truths: dict[str, Truth]) -> dict[str, Any]:
 
     Returns:
         `num_params`, `num_frames`, `held_out_error`, `held_out_kl`, `active_units`, `z_dim`; and `probes`, by player:
-        `linear` and `mlp` (from z) and `velocity` (a linear probe of C's features, per decision), see `probes.probe`.
+        `linear` and `mlp` (from z), `velocity` and `velocity from h` (per decision; linear probes of C's features, and
+        of h alone), see `probes.probe`.
     """
     from wm_lib.models.vae import active_units
 
@@ -111,7 +112,9 @@ def eyes(run: Pipeline, truths: dict[str, Truth]) -> dict[str, Any]:
             for kind in ("linear", "mlp")
         }
         change, known = probes.changes(values, visible, truth["episode"])
-        found[who]["velocity"] = probes.probe(truth["features"], change, known, truth["episode"], shown, seed=run.seed)
+        h = truth["features"][..., -run.config.mdnrnn.rnn_size :]
+        for kind, sees in (("velocity", truth["features"]), ("velocity from h", h)):
+            found[who][kind] = probes.probe(sees, change, known, truth["episode"], shown, seed=run.seed)
     return {
         "num_params": run.facts("vae")["facts"]["num_params"],
         "num_frames": mu[..., 0].size,
@@ -129,28 +132,21 @@ def memory(run: Pipeline, truths: dict[str, Truth]) -> dict[str, Any]:
         What `evaluate_mdn_rnn` says, with `linear` and `single_gaussian` (the same M, trained alike, with one
         Gaussian) among its rivals; `drift`, see `drift_in_pixels`; `position_drift`, see `drift_of_positions`.
     """
-    import torch
-
-    from wm_lib.models import latents as latent_data
-    from wm_lib.models import mdn_rnn
+    from wm_lib.models import forecast, mdn_rnn
 
     latents, config, num_actions = run.latents(), run.config.mdnrnn, run.task.num_actions
     train, held_out = rollouts.split_sequences(len(latents["mu"]))
-    weights, log_sigma = map(torch.from_numpy, latent_data.linear_prediction(latents, train, num_actions, run.seed))
-
-    def linear(batch: latent_data.Batch) -> mdn_rnn.MDNOutput:
-        action = torch.nn.functional.one_hot(batch.action, num_actions).float()
-        mu = (torch.cat([batch.z, action], dim=-1) @ weights)[..., None]
-        return mdn_rnn.MDNOutput(torch.zeros_like(mu), mu, log_sigma[:, None].expand_as(mu))
-
     settings = config.model_copy(update={"num_mixtures": 1, "num_updates": config.num_updates * run.round})
     folder = run.directory / "single_gaussian"
     open_stage(folder, run.facts("mdn_rnn")["key"])  # a training on other latents is not gone on with
     single = mdn_rnn.train_mdn_rnn(latents, settings, num_actions=num_actions, seed=run.seed, directory=folder)
-    rivals = {"linear": linear, "single_gaussian": lambda batch: single(batch.z, batch.action, border=batch.border)[0]}
+    rivals = {
+        "linear": forecast.linear(latents, train, num_actions, run.seed),
+        "single_gaussian": lambda batch: single(batch.z, batch.action, border=batch.border)[0],
+    }
     world_model = run.world_model()
     return {
-        **mdn_rnn.evaluate_mdn_rnn(world_model.mdn_rnn, latents, held_out, rivals=rivals),
+        **forecast.evaluate_mdn_rnn(world_model.mdn_rnn, latents, held_out, rivals=rivals),
         "drift": drift_in_pixels(run, world_model, latents, held_out),
         "position_drift": {who: drift_of_positions(run, world_model, truth) for who, truth in truths.items()},
     }
@@ -253,6 +249,9 @@ def memory_table(found: dict[str, Any]) -> str:
         f"end: {kept['done_nll']:.5f} nats a step, of the usual share {kept['done_entropy']:.5f}",
         aligned([("prediction of the next z", "nats a step"), *surprise]),
     ]
+    for name in ("reward", "done"):
+        groups = [(str(n), _number(said), _number(came)) for said, came, n in kept[f"{name}_calibration"]]
+        parts.append(aligned([("steps", f"{name}: M said", "what came"), *groups]))
     names = ("z", "z_copy", "pixels", "pixels_copy", "pixels_seen")
     rows = [(k, *(_number(row[name]) for name in names)) for k, row in kept["drift"].items()]
     parts.append(aligned([("steps alone", "z", "copying", "pixels of 255", "copying", "V at best"), *rows]))

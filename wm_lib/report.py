@@ -9,10 +9,13 @@ from typing import Any
 
 from wm_lib import checkpoints
 from wm_lib.errors import StageError
+from wm_lib.folders import project_root
 from wm_lib.tasks import TASKS
 
 PROTOCOL_EPISODES = 100
-COLUMNS = ("task", "agent", "sticky actions", "random play", "target", "episodes", "budget", "decisions", "minutes")
+COLUMNS = (
+    "task", "agent", "sticky actions", "random play", "target", "others", "episodes", "budget", "decisions", "minutes",
+)  # fmt: skip
 WEIGHTS = {stage: f"{stage}.safetensors" for stage in ("vae", "mdn_rnn", "controller")}  # of an agent: V, M and C
 
 
@@ -59,10 +62,11 @@ def results_rows(manifests: list[dict[str, Any]]) -> list[tuple[str, ...]]:
     return [
         (
             f"{manifest['task']} (simulated)" if manifest.get("mode") == "simulation" else manifest["task"],
-            interval(manifest["score"]),
+            interval(manifest["score"]) + (" (a gate failed)" if manifest["failed_gates"] else ""),
             interval(manifest["sticky_score"]) if "sticky_score" in manifest else "-",
             interval(manifest["random_score"]),
             "none" if manifest.get("mode") == "simulation" else f"{manifest['target']:g}",
+            _elsewhere(manifest),
             str(manifest["score"]["episodes"]),
             _budget(manifest),
             f"{manifest['real_steps']['total']:,}",
@@ -70,6 +74,20 @@ def results_rows(manifests: list[dict[str, Any]]) -> list[tuple[str, ...]]:
         )
         for manifest in manifests
     ]
+
+
+def _elsewhere(manifest: dict[str, Any]) -> str:
+    """The score of the longest training that others report of this task."""
+    others = published(project_root(), manifest["task"])
+    if manifest.get("mode") == "simulation" or not others:
+        return "-"
+    return f"{max(others, key=lambda entry: entry['decisions'])['score']:.1f}"
+
+
+def published(root: Path, task: str) -> list[dict[str, Any]]:
+    """What others report of a task, from `assets/manifests/compare/published.json`; each entry names its source."""
+    path = root / "assets" / "manifests" / "compare" / "published.json"
+    return [entry for entry in checkpoints.read_json(path)["entries"] if entry["task"] == task] if path.exists() else []
 
 
 def _budget(manifest: dict[str, Any]) -> str:
@@ -151,6 +169,33 @@ def publish(run_dir: Path, root: Path, force: bool = False) -> tuple[list[dict[s
     manifests = find_manifests(assets / "manifests")
     put_table(root / "README.md", "results", results_table(manifests))
     return manifests, refused
+
+
+def publish_score(root: Path, task: str, name: str, measured: dict[str, Any], weights: dict[str, str]) -> None:
+    """Put another measurement of the shipped agent of a task into its manifest, and the table into README.md.
+
+    Args:
+        root: The repository.
+        name: "score", "sticky_score" or "random_score".
+        measured: What `wm_lib.evaluation.evaluate` returned.
+        weights: File -> sha256 of what played; empty for random play.
+
+    Raises:
+        StageError: No agent of this task is shipped, another one was measured, or its games began with another seed.
+    """
+    path = root / "assets" / "manifests" / f"{task}.json"
+    if not path.exists():
+        raise StageError(f"no agent of {task} is shipped; type: wm report --publish")
+    manifest = checkpoints.read_json(path)
+    if weights and weights != manifest["weights"]:
+        raise StageError("these are not the shipped weights; leave --run-dir and --budget out, or: wm report --publish")
+    first = manifest["score"]["seeds"][0]
+    if measured["seeds"][0] != first:
+        raise StageError(f"published scores begin with seed {first}, this one with {measured['seeds'][0]}")
+    manifest[name] = measured
+    manifest["provisional"] = is_provisional(manifest["score"], manifest["target"])
+    checkpoints.write_json(path, manifest)
+    put_table(root / "README.md", "results", results_table(find_manifests(root / "assets" / "manifests")))
 
 
 def ship_weights(run: Path, folder: Path, measured: dict[str, str]) -> dict[str, str]:

@@ -85,7 +85,7 @@ def _latents(run: Pipeline, directory: Path) -> dict[str, Any]:
 
 
 def _mdn_rnn(run: Pipeline, directory: Path) -> dict[str, Any]:
-    from wm_lib.models import mdn_rnn
+    from wm_lib.models import forecast, mdn_rnn
 
     latents = run.latents()
     start = mdn_rnn.load_mdn_rnn(run.previous.directory / "mdn_rnn" / "mdn_rnn.safetensors") if run.previous else None
@@ -100,7 +100,7 @@ def _mdn_rnn(run: Pipeline, directory: Path) -> dict[str, Any]:
     path = directory / "mdn_rnn.safetensors"
     mdn_rnn.save_mdn_rnn(path, net, {"task": run.task.name})
     _, held_out = rollouts.split_sequences(len(latents["mu"]))
-    return mdn_rnn.evaluate_mdn_rnn(mdn_rnn.load_mdn_rnn(path), latents, held_out)
+    return forecast.evaluate_mdn_rnn(mdn_rnn.load_mdn_rnn(path), latents, held_out)
 
 
 def _reservoir(run: Pipeline, directory: Path) -> dict[str, Any]:
@@ -224,6 +224,8 @@ def _evaluate(run: Pipeline, directory: Path) -> dict[str, Any]:
             "env_id": run.task.env_id,
             "target": None if run.task.simulated else run.task.target,
             "mode": run.mode,
+            "frames_per_decision": run.task.frames_per_decision,
+            "num_actions": run.task.num_actions,
             "variant": made["controller"]["config"]["type"],
             "provisional": is_provisional(score, run.task.target),
             "seed": run.seed,

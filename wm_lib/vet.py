@@ -42,7 +42,7 @@ def vet(root: Path, fix: bool = False) -> list[Finding]:
 
     Args:
         root: Folder of the repository.
-        fix: Let ruff mend and format, bring each .ipynb in line with its .py, and take outputs out.
+        fix: Let ruff mend and format, bring each .ipynb in line with its .py, take outputs out, draw README's tables.
 
     Raises:
         UsageError: There is no clone at `root`.
@@ -66,6 +66,10 @@ def mend(root: Path) -> None:
     _tool(root, "ruff", "check", "--fix", "--quiet", ".", found=1)
     _tool(root, "ruff", "format", "--quiet", *MODULES)
     update_twins(root)
+    text = (root / "README.md").read_text(encoding="utf-8")
+    for name, table in _tables(root).items():
+        if report.table_in(text, name) is not None:
+            report.put_table(root / "README.md", name, table)
     scripts = sorted((root / "notebooks").glob("*.py"))
     _tool(root, "nbstripout", "--keep-id", *(str(script.with_suffix(".ipynb")) for script in scripts))
 
@@ -241,16 +245,19 @@ def spelling(root: Path) -> Iterator[Finding]:
 def results(root: Path) -> Iterator[Finding]:
     """Whether the tables in README.md are those of `assets/manifests`."""
     text = (root / "README.md").read_text(encoding="utf-8")
-    shipped = report.find_manifests(root / "assets" / "manifests")
-    tables = {
-        "results": (report.results_table(shipped), "wm report --publish"),
-        "comparison": (efficiency.overview(compare.find_shipped(root)), "wm compare --replot --publish"),
-    }
-    for name, (table, command) in tables.items():
+    for name, table in _tables(root).items():
         start, _ = report.marks(name)
         found = report.table_in(text, name)
         if found is None:
             yield Finding("README.md", 1, f"has no place for the table of the {name}, {start}")
         elif found != table:
             line = text.partition(start)[0].count("\n") + 1
-            yield Finding("README.md", line, f"the table is not that of assets/manifests; type: {command}")
+            yield Finding("README.md", line, "the table is not that of assets/manifests; type: wm vet --fix")
+
+
+def _tables(root: Path) -> dict[str, str]:
+    """What belongs into README.md, by the names of their marks."""
+    return {
+        "results": report.results_table(report.find_manifests(root / "assets" / "manifests")),
+        "comparison": efficiency.overview(compare.find_shipped(root)),
+    }

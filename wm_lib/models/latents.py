@@ -101,33 +101,3 @@ class Stream:
             z_next=torch.from_numpy(z[:, 1:]),
             has_next=torch.from_numpy(~(border[:, :-1] | border[:, 1:] | self.done[now])),
         )
-
-
-def log_change(latents: Latents, sequences: np.ndarray) -> np.ndarray:
-    """Log of the root mean square of z_{t+1} - z_t within episodes, float32 (z_dim,), over V's posterior."""
-    mu = latents["mu"][sequences].astype(np.float64)
-    variance = np.exp(2 * latents["log_sigma"][sequences].astype(np.float64))
-    square = np.square(np.diff(mu, axis=1)) + variance[:, 1:] + variance[:, :-1]
-    within = ~latents["first"][sequences][:, 1:]
-    return (0.5 * np.log(square[within].mean(axis=0))).astype(np.float32)
-
-
-def linear_prediction(
-    latents: Latents, sequences: np.ndarray, num_actions: int, seed: int = 0
-) -> tuple[np.ndarray, np.ndarray]:
-    """Least squares of the next z on this z and the action, no memory: what M must beat to be worth its trouble.
-
-    Returns:
-        weights float32 (z_dim + num_actions, z_dim) for [z, one-hot action], and the log of the standard deviation of
-        what they leave unexplained, float32 (z_dim,).
-    """
-    rng = np.random.default_rng(seed)
-    mu, sigma = latents["mu"][sequences], np.exp(latents["log_sigma"][sequences])
-    z = mu + sigma * rng.standard_normal(mu.shape, dtype=np.float32)
-    within = ~latents["first"][sequences][:, 1:]
-    action = np.eye(num_actions, dtype=np.float32)[latents["action"][sequences][:, :-1].astype(int)]
-    x = np.concatenate([z[:, :-1], action], axis=-1)[within].astype(np.float64)
-    y = z[:, 1:][within].astype(np.float64)
-    weights = np.linalg.lstsq(x, y, rcond=None)[0]
-    spread = np.sqrt(np.square(y - x @ weights).mean(0))
-    return weights.astype(np.float32), np.log(np.maximum(spread, 1e-6)).astype(np.float32)

@@ -1,15 +1,14 @@
 """M, the memory: an LSTM that predicts the next z as mixtures of Gaussians, the reward and the end.
 
-Section 4.2 and appendix A.2 of Ha & Schmidhuber (2018); mixture density outputs after Bishop (1994) and
+Section 2.2 and appendix A.2 of Ha & Schmidhuber (2018); mixture density outputs after Bishop (1994) and
 Graves (2013).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -19,7 +18,7 @@ from torch.nn import functional as F
 from wm_lib import checkpoints
 from wm_lib.errors import StageError, UsageError
 from wm_lib.models import training
-from wm_lib.models.latents import Batch, Latents, Stream, check_latents, log_change
+from wm_lib.models.latents import Batch, Latents, Stream, check_latents
 from wm_lib.rollouts import split_sequences
 from wm_lib.seeding import derive_seed
 from wm_lib.settings import MDNRNNConfig
@@ -28,7 +27,6 @@ MIN_LOG_SIGMA = -5.0
 HALF_LOG_2PI = 0.5 * math.log(2 * math.pi)
 HELD_OUT_WINDOWS = 64  # windows on which the held-out loss is measured during training
 MAX_GRAD_NORM = 1.0
-EVALUATED_AT_ONCE = 16  # sequences
 SIZES = ("z_dim", "num_actions", "rnn_size", "num_mixtures")
 
 
@@ -146,7 +144,7 @@ def mdn_nll(log_pi: Tensor, mu: Tensor, log_sigma: Tensor, z_next: Tensor) -> Te
 def sample_mdn(log_pi: Tensor, mu: Tensor, log_sigma: Tensor, temperature: float, generator: torch.Generator) -> Tensor:
     """Draw z from the mixture: weights softmax(log_pi / temperature), deviations sigma * sqrt(temperature).
 
-    Section 5 and appendix A.2 of the paper. As the temperature goes to 0 the sample becomes the mean of the
+    Sections 2.2 and 4 of the paper. As the temperature goes to 0 the sample becomes the mean of the
     heaviest component, which is what 0 itself returns.
 
     Args:
@@ -196,6 +194,11 @@ def mdn_rnn_losses(model: MDNRNN, batch: Batch) -> dict[str, Tensor]:
     }
 
 
+def total_loss(losses: dict[str, Tensor], z_dim: int) -> Tensor:
+    """nll / z_dim + reward + done: each part then weighs about as much as one dimension of z."""
+    return losses["nll"] / z_dim + losses["reward"] + losses["done"]
+
+
 def train_mdn_rnn(
     latents: Latents,
     config: MDNRNNConfig,
@@ -206,8 +209,6 @@ def train_mdn_rnn(
     start: MDNRNN | None = None,
 ) -> MDNRNN:
     """Train M; resumes from `directory` and logs there. A tenth of the sequences is held out (`split_sequences`).
-
-    The loss is nll / z_dim + reward + done: each part then weighs about as much as one dimension of z.
 
     Args:
         latents: Arrays (sequences, time): `mu` and `log_sigma` (with a z_dim axis) of V's posterior at each
@@ -233,7 +234,7 @@ def train_mdn_rnn(
         batch = train.batch(train.windows(config.batch_size, config.sequence_length, rng), rng)
         with training.fast_autocast():
             losses = mdn_rnn_losses(model, batch)
-        loss = losses["nll"] / z_dim + losses["reward"] + losses["done"]
+        loss = total_loss(losses, z_dim)
         if not torch.isfinite(loss):
             raise StageError(f"M's loss became {loss.item()} at update {step}; lower mdnrnn.learning_rate")
         return loss, {name: value.detach() for name, value in losses.items()}
@@ -259,90 +260,6 @@ def train_mdn_rnn(
     return model.eval()
 
 
-@torch.inference_mode()
-def evaluate_mdn_rnn(
-    model: MDNRNN,
-    latents: Latents,
-    sequences: np.ndarray,
-    seed: int = 0,
-    rivals: Mapping[str, Callable[[Batch], MDNOutput]] | None = None,
-) -> dict[str, Any]:
-    """How well M predicts whole sequences it was not trained on, beside guessing that nothing changes.
-
-    Args:
-        latents: What `train_mdn_rnn` takes.
-        sequences: Indices of the sequences to predict; the copying baseline is fitted to all others.
-        seed: Seed of the noise in z.
-        rivals: Other predictions of the next z, by name.
-
-    Returns:
-        `nll` of M, `copy_last_nll` of a Gaussian around z_t and `<name>_nll` of each rival, in nats per step;
-        `reward_mse` and `reward_variance` (what guessing the mean scores) in squared units of the reward; `done_nll`
-        and `done_entropy` (what guessing the share of ends scores) in nats per step; `num_steps`; `reward_calibration`
-        and `done_calibration`, what M said and what came, see `calibration`.
-    """
-    sequences = np.asarray(sequences)
-    others = np.setdiff1d(np.arange(len(latents["mu"])), sequences)
-    change = torch.from_numpy(log_change(latents, others if len(others) else sequences))
-    rng = np.random.default_rng(seed)
-
-    def copy_last(batch: Batch) -> MDNOutput:
-        mu = batch.z[..., None]
-        return MDNOutput(torch.zeros_like(mu), mu, change[:, None].expand_as(mu))
-
-    predictors = {"copy_last": copy_last, **(rivals or {})}
-    parts: dict[str, list[Tensor]] = {
-        key: [] for key in ("nll", *predictors, "guess", "reward", "end", "ended", "done")
-    }
-    for start in range(0, len(sequences), EVALUATED_AT_ONCE):
-        chunk = sequences[start : start + EVALUATED_AT_ONCE, None]
-        streams = [Stream(latents, sequence) for sequence in chunk]
-        rows = np.full((len(chunk), max(len(stream.rows) for stream in streams)), -1)
-        for row, stream in zip(rows, streams, strict=True):
-            row[: len(stream.rows)] = stream.rows
-        batch = streams[0].batch(rows, rng)
-        output, reward, logit, _ = model(batch.z, batch.action, border=batch.border)
-        entropy = F.binary_cross_entropy_with_logits(logit, batch.terminated, reduction="none")
-        parts["nll"].append(mdn_nll(*output, batch.z_next)[batch.has_next])
-        for name, predict in predictors.items():
-            parts[name].append(mdn_nll(*predict(batch), batch.z_next)[batch.has_next])
-        steps = {"guess": reward, "reward": batch.reward, "end": logit, "ended": batch.terminated, "done": entropy}
-        for name, values in steps.items():
-            parts[name].append(values[~batch.border])
-    whole = {key: torch.cat(values) for key, values in parts.items()}
-    share = whole["ended"].mean()
-    guess, came = whole["guess"].numpy(), whole["reward"].numpy()
-    return {
-        "nll": float(whole["nll"].mean()),
-        **{f"{name}_nll": float(whole[name].mean()) for name in predictors},
-        "reward_mse": float(np.square(guess - came).mean()),
-        "reward_variance": float(came.var()),
-        "done_nll": float(whole["done"].mean()),
-        "done_entropy": float(F.binary_cross_entropy(share, share)),
-        "num_steps": len(came),
-        "reward_calibration": calibration(guess, came),
-        "done_calibration": calibration(whole["end"].sigmoid().numpy(), whole["ended"].numpy()),
-    }
-
-
-def calibration(said: np.ndarray, came: np.ndarray, num_groups: int = 10) -> list[list[float]]:
-    """What was said beside what came: of an honest forecast, the two agree in every group.
-
-    Args:
-        said: Predictions (n,).
-        came: What then happened (n,).
-        num_groups: Groups of equal size, by what was said. The last one is split three times more, since ends
-            and rewards are rare.
-
-    Returns:
-        For each group the mean of what was said, of what came, and its size; fewer groups where there are few steps.
-    """
-    order = np.argsort(said, kind="stable")
-    shares = [*(np.arange(1, num_groups) / num_groups), *(1 - 1 / num_groups / 4 ** np.arange(1, 4))]
-    groups = np.split(order, np.unique((np.array(shares) * len(order)).astype(int)))
-    return [[float(said[g].mean()), float(came[g].mean()), len(g)] for g in groups if len(g)]
-
-
 def save_mdn_rnn(path: Path, model: MDNRNN, meta: dict) -> str:
     """Write the weights in half precision; returns the sha256."""
     tensors = {name: value.detach().numpy() for name, value in model.state_dict().items()}
@@ -360,6 +277,8 @@ def load_mdn_rnn(path: Path) -> MDNRNN:
     if meta.get("kind") != "mdn_rnn":
         found = meta.get("kind", "something else")
         raise StageError(f"{path} holds {found}, not an MDN-RNN; give the path of M")
+    if not all(isinstance(meta.get(name), int) and meta[name] > 0 for name in SIZES):
+        raise StageError(f"{path} does not say the sizes of M ({', '.join(SIZES)}); train M again")
     model = MDNRNN(**{name: meta[name] for name in SIZES})
     training.fill(model, checkpoints.half(tensors), path)
     return model.eval()

@@ -1,13 +1,13 @@
 """V, the eyes: a variational autoencoder from a 64 x 64 frame to 32 numbers and back.
 
-Section 4.1 and appendix A.1 of Ha & Schmidhuber (2018), with two changes that let it see small things. A plain
-VAE spends its 32 numbers on what fills the frame and drops the ball of Pong altogether, since the ball is one
-pixel in two thousand. Here the network sees and draws only the difference from the *background* (the per-pixel
-median of the data), and the reconstruction loss gives extra weight to the *foreground*: pixels that differ from the
-median of their own episode, and those around them. A third change makes z easy to read: frames that follow each other
-should have nearby z (*slowness*, after Wiskott & Sejnowski, 2002). Without it the ball is in z, but folded up: a
-network reads its place, a line through z does not, and C learns far more slowly. `centred=False` is the plain VAE, with
-none of the three, kept as the negative example of notebook 03.
+Section 2.1 and appendix A.1 of Ha & Schmidhuber (2018), with layers that suit a CPU (see `VAE`) and two changes that
+let it see small things. A plain VAE spends its 32 numbers on what fills the frame and drops the ball of Pong
+altogether, since the ball is one pixel in two thousand. Here the network sees and draws only the difference from the
+*background* (the per-pixel median of the data), and the reconstruction loss gives extra weight to the *foreground*:
+pixels that differ from the median of their own episode, and those around them. A third change makes z easy to read:
+frames that follow each other should have nearby z (*slowness*, after Wiskott & Sejnowski, 2002). Without it the ball
+is in z, but folded up: a network reads its place, a line through z does not, and C learns far more slowly.
+`centred=False` is the plain VAE, with none of the three, kept as the negative example of notebook 03.
 
 Where one small thing and its attitude are all that matters, the ship of LunarLander, V also gets a *fovea*: it draws,
 from the same z, the window around the foreground once more, always in the middle. A picture in which nothing shifts
@@ -240,6 +240,17 @@ def episode_scenery(rollouts: Rollouts, rng: np.random.Generator, frames_per_epi
     return np.stack([np.median(rollouts.gather(index), axis=0).astype(np.uint8) for index in chosen])
 
 
+def configured_loss(
+    vae: VAE, frames: Tensor, scenery: Tensor, config: VAEConfig, beta: float
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """`vae_loss` with the weights of the settings, none where V is the plain one; frames and scenery as there."""
+    with training.fast_autocast():
+        if not config.centred:
+            return vae_loss(vae, frames, None, beta)
+        weights = foreground_weights(frames, scenery, config.foreground_weight)
+        return vae_loss(vae, frames, weights, beta, config.slowness, config.fovea)
+
+
 def train_vae(rollouts: Rollouts, config: VAEConfig, *, seed: int, directory: Path, start: VAE | None = None) -> VAE:
     """Train V on the frames of `rollouts`; resumes from `directory` and logs there.
 
@@ -252,13 +263,11 @@ def train_vae(rollouts: Rollouts, config: VAEConfig, *, seed: int, directory: Pa
     background = median_frame(rollouts.gather(np.sort(sample))) if config.centred else None
     scenery = torch.from_numpy(episode_scenery(rollouts, rng))
     episode = rollouts.episode.ravel()
-    fovea = config.fovea if config.centred else 0.0
-    vae = VAE(config.z_dim, background, fovea > 0)
+    vae = VAE(config.z_dim, background, config.centred and config.fovea > 0)
     if start is not None:
         vae.load_state_dict(start.state_dict())
     flat, followed = np.arange(rollouts.num_frames).reshape(rollouts.first.shape), rollouts.has_next
     train, test = (flat[sequences][followed[sequences]] for sequences in rollouts.split())
-    slowness = config.slowness if config.centred else 0.0
 
     def batch_loss(
         num_frames: int, among: np.ndarray, rng: np.random.Generator, beta: float
@@ -267,11 +276,7 @@ def train_vae(rollouts: Rollouts, config: VAEConfig, *, seed: int, directory: Pa
         now = np.sort(rng.choice(among, max(1, num_frames // 2)))
         index = np.concatenate([now, now + 1])
         frames = torch.from_numpy(rollouts.gather(index))
-        weights = None
-        if config.centred:
-            weights = foreground_weights(frames, scenery[episode[index]], config.foreground_weight)
-        with training.fast_autocast():
-            return vae_loss(vae, frames, weights, beta, slowness, fovea)
+        return configured_loss(vae, frames, scenery[episode[index]], config, beta)
 
     def update(step: int, rng: np.random.Generator) -> tuple[Tensor, dict[str, Tensor]]:
         beta = config.beta * (1.0 if start is not None else min(1.0, step / (WARM_UP * config.num_updates)))
