@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from wm_lib import bench, bench_cluster, bench_pairs, cli, yardsticks
+from wm_lib import bench, bench_acting, bench_cluster, bench_pairs, cli, yardsticks
 from wm_lib.errors import UsageError
 from wm_lib.tasks import TASKS
 
@@ -21,7 +21,7 @@ def tiny(monkeypatch):
     monkeypatch.setattr(bench, "WARM_UP_SECONDS", 0.0)
     monkeypatch.setattr(bench_pairs, "NUM_FRAMES", 64)
     monkeypatch.setattr(bench_pairs, "ENCODE_BATCH", 24)
-    monkeypatch.setattr(bench_pairs, "NUM_DREAMS", 8)
+    monkeypatch.setattr(bench_acting, "NUM_DREAMS", 8)
     monkeypatch.setenv("WM_BUDGET", "smoke")
 
 

@@ -16,7 +16,8 @@ from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, Vecto
 
 from wm_lib.errors import UsageError
 from wm_lib.tasks import TASKS, Task
-from wm_lib.worlds.envs import EnvPoolVectorEnv, make_env
+from wm_lib.worlds.envs import make_env
+from wm_lib.worlds.pool import EnvPoolVectorEnv
 
 BOTH = pytest.mark.parametrize("backend", ["envpool", "gymnasium"])
 BREAKOUT, PONG, LANDER, RACING = (TASKS[name] for name in ("breakout", "pong", "lunar-lander", "car-racing"))

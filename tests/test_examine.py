@@ -11,6 +11,7 @@ from wm_lib import checkpoints, cli, examine, probes
 from wm_lib.errors import StageError
 from wm_lib.pipeline import Pipeline
 from wm_lib.tasks import TASKS
+from wm_lib.worlds.truth import names
 
 SETTINGS = TINY | {"gates": {"probe_decisions": 30}}
 
@@ -152,7 +153,7 @@ def test_where_the_dream_thinks_the_ball_is(run, error, monkeypatch):
         "visible": np.ones(values.shape, bool),
         "episode": np.repeat(np.arange(rows)[:, None], length, 1),
     }
-    assert probes.names(TASKS["breakout"]) == ("ball_x", "ball_y", "paddle_x")
+    assert names(TASKS["breakout"]) == ("ball_x", "ball_y", "paddle_x")
     found = examine.drift_of_positions(run, Drifting(error), truth)
     assert list(found) == ["1", "5", "15", "50"]
     for k, row in found.items():

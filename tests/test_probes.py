@@ -12,10 +12,11 @@ import pytest
 
 from wm_lib import probes
 from wm_lib.errors import UsageError
-from wm_lib.probes import car_truth, changes, frame_names, ground_truth, names, play, probe, split_episodes
+from wm_lib.probes import changes, play, probe, split_episodes
 from wm_lib.rollouts import StickyRandom
 from wm_lib.tasks import TASKS, Task
 from wm_lib.worlds import envs
+from wm_lib.worlds.truth import car_truth, frame_names, ground_truth, names
 
 PONG, BREAKOUT, LANDER, RACING = (TASKS[name] for name in ("pong", "breakout", "lunar-lander", "car-racing"))
 

@@ -1,7 +1,7 @@
 """How fast: parts of the library beside a plain way of doing the same work, on this machine, in this process.
 
 Ours and the reference take turns, so that a machine that slows down slows both. What is compared with what stands in
-`bench_pairs.py` and `bench_cluster.py`.
+`bench_pairs.py`, `bench_acting.py` and `bench_cluster.py`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from wm_lib import bench_pairs
+from wm_lib import bench_acting, bench_pairs
 from wm_lib.bench_cluster import scale_overhead
 from wm_lib.bench_pairs import Pair, Work
 from wm_lib.config import load_config
@@ -27,13 +27,13 @@ from wm_lib.tasks import TASKS, Task, get_task
 PIECE_SECONDS, WARM_UP_SECONDS = 1.5, 0.3  # what is timed at a stretch, and what comes before
 
 BENCHES: dict[str, tuple[Callable[[Task, Config, int, ExitStack], Pair | dict[str, Any]], tuple[str, ...]]] = {
-    "collect": (bench_pairs.collect, ("gymnasium", "envpool", "cv2")),
+    "collect": (bench_acting.collect, ("gymnasium", "envpool", "cv2")),
     "vae_encode": (bench_pairs.vae_encode, ("torch",)),
     "vae_train": (bench_pairs.vae_train, ("torch",)),
     "vae_loss": (bench_pairs.vae_loss, ("torch", "gymnasium", "envpool", "cv2")),
     "mdn_rnn_train": (bench_pairs.mdn_rnn_train, ("torch",)),
-    "dream_step": (bench_pairs.dream_step, ("torch", "gymnasium", "envpool", "cv2")),
-    "cma_generation": (bench_pairs.cma_generation, ()),
+    "dream_step": (bench_acting.dream_step, ("torch", "gymnasium", "envpool", "cv2")),
+    "cma_generation": (bench_acting.cma_generation, ()),
     "widget_redraw": (bench_pairs.widget_redraw, ("torch", "gymnasium", "cv2", "ipywidgets")),
     "scale_overhead": (scale_overhead, ("distributed", "torch", "envpool", "cv2")),
 }  # name -> what makes the pair, or the whole row, and the packages it needs

@@ -20,7 +20,8 @@ from wm_lib.control.controller import Controller
 from wm_lib.errors import StageError, UsageError
 from wm_lib.evaluation import agent_maker, evaluate, random_maker
 from wm_lib.folders import project_root, resolve_run_dir, shipped_weights
-from wm_lib.pipeline import Pipeline, resolve_mode, task_in
+from wm_lib.modes import resolve_mode, task_in
+from wm_lib.pipeline import Pipeline
 from wm_lib.seeding import check_seed
 from wm_lib.tasks import Task, get_task
 

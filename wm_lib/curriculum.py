@@ -25,7 +25,7 @@ from tqdm.std import tqdm
 from wm_lib import folders
 from wm_lib.attempts import LOCK, Try, carry_out
 from wm_lib.child import end_group, take_lock
-from wm_lib.config import load_config, resolve_budget
+from wm_lib.config import MODES, load_config, resolve_budget
 from wm_lib.curriculum_report import make_report, write_report
 from wm_lib.errors import StageError, UsageError
 from wm_lib.journal import Journal, read_journal, results_of
@@ -34,7 +34,6 @@ from wm_lib.seeding import check_seed
 from wm_lib.settings import Config
 from wm_lib.tasks import get_task
 
-MODES = ("full", "gym_only", "simulation")  # the best first
 MAX_ROUNDS = 100
 _HOPELESS = ("disk", "usage")  # kinds of failure that the same try would only repeat
 

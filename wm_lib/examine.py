@@ -17,6 +17,7 @@ from wm_lib.errors import StageError
 from wm_lib.events import read_scalars
 from wm_lib.folders import open_stage, project_root
 from wm_lib.report import aligned
+from wm_lib.worlds.truth import frame_names, names
 
 if TYPE_CHECKING:
     from wm_lib.models.neural import NeuralWorldModel
@@ -103,8 +104,8 @@ def eyes(run: Pipeline, truths: dict[str, Truth]) -> dict[str, Any]:
 
     mu = run.latents()["mu"]
     scalars = read_scalars(run.directory / "vae")
-    shown, found = probes.frame_names(run.task), {}
-    columns = [probes.names(run.task).index(name) for name in shown]
+    shown, found = frame_names(run.task), {}
+    columns = [names(run.task).index(name) for name in shown]
     for who, truth in truths.items():
         values, visible = truth["values"][..., columns], truth["visible"][..., columns]
         found[who] = {
@@ -191,8 +192,8 @@ def drift_of_positions(run: Pipeline, world_model: NeuralWorldModel, truth: Trut
         For each number of steps k and position: `<name>` of the dream, `<name>_copy` of the last real z and
         `<name>_seen` of the real z; only where the object is in sight at the end.
     """
-    wanted = [name for name in probes.frame_names(run.task) if name.endswith(("_x", "_y", "_offset"))]
-    columns = [probes.names(run.task).index(name) for name in wanted]
+    wanted = [name for name in frame_names(run.task) if name.endswith(("_x", "_y", "_offset"))]
+    columns = [names(run.task).index(name) for name in wanted]
     z, action, episode = truth["z"], truth["action"], truth["episode"]
     values, visible = truth["values"][..., columns], truth["visible"][..., columns]
     test = probes.split_episodes(episode, run.seed)
@@ -252,8 +253,8 @@ def memory_table(found: dict[str, Any]) -> str:
     for name in ("reward", "done"):
         groups = [(str(n), _number(said), _number(came)) for said, came, n in kept[f"{name}_calibration"]]
         parts.append(aligned([("steps", f"{name}: M said", "what came"), *groups]))
-    names = ("z", "z_copy", "pixels", "pixels_copy", "pixels_seen")
-    rows = [(k, *(_number(row[name]) for name in names)) for k, row in kept["drift"].items()]
+    figures = ("z", "z_copy", "pixels", "pixels_copy", "pixels_seen")
+    rows = [(k, *(_number(row[name]) for name in figures)) for k, row in kept["drift"].items()]
     parts.append(aligned([("steps alone", "z", "copying", "pixels of 255", "copying", "V at best"), *rows]))
     for who, by_steps in kept["position_drift"].items():
         rows = [

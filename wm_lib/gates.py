@@ -147,7 +147,7 @@ def probe_error(
         max_ratio: Largest median error, as a share of that of always answering the mean. A V that lost a thing stands
             near 1, one that sees it below 0.2; agents whose V stood above a half played without a ball.
         limits: Largest median error of single quantities in their own units, in place of the ratio.
-        only: The quantities to judge, all if None. For z: `wm_lib.probes.frame_names`.
+        only: The quantities to judge, all if None. For z: `wm_lib.worlds.truth.frame_names`.
     """
     limits = limits or {}
     values: dict[str, float | None] = {}

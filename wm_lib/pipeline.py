@@ -30,14 +30,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from wm_lib import checkpoints, cluster, folders, gates, provenance, rollouts
-from wm_lib.config import MODES, load_config, resolve_budget
+from wm_lib.config import load_config, resolve_budget
 from wm_lib.control.controller import Controller
 from wm_lib.errors import StageError, UsageError
+from wm_lib.modes import resolve_mode, task_in
 from wm_lib.seeding import check_seed
 from wm_lib.settings import Config
 from wm_lib.stages import CHECKS, SECTIONS, STEPS
 from wm_lib.stages import STAGES as STAGES_OF
-from wm_lib.tasks import Task, get_task
+from wm_lib.tasks import Task
 
 if TYPE_CHECKING:
     from wm_lib.models.world_model import WorldModel
@@ -355,33 +356,3 @@ class Pipeline:
         print(f"{damaged} is missing or damaged; making {stage} again")
         path.unlink()
         return False
-
-
-def resolve_mode(mode: str = "full", task: str | None = None) -> str:
-    """Turn a mode into one of `MODES`; "auto" is what this machine has for a task, or for any if that is None.
-
-    Raises:
-        UsageError: It is none of them.
-    """
-    if mode == "auto":
-        from wm_lib.doctor import detect_mode
-
-        found = detect_mode()
-        mode = found.mode if task is None else found.mode_for(get_task(task))
-    if mode not in MODES:
-        raise UsageError(f"unknown mode '{mode}'; choose one of auto, {', '.join(MODES)}")
-    return mode
-
-
-def task_in(mode: str, name: str) -> Task:
-    """The task as a mode plays it.
-
-    Raises:
-        UsageError: There is no such task.
-    """
-    task = get_task(name)
-    if mode != "simulation":
-        return task
-    from wm_lib.worlds.simulation import stand_in
-
-    return stand_in(task)

@@ -265,6 +265,7 @@ def _check_latents(run: Pipeline, facts: dict[str, Any]) -> list[gates.Gate]:
         from wm_lib.models.mdn_rnn import MDNRNN
         from wm_lib.models.neural import NeuralWorldModel
         from wm_lib.models.vae import load_vae
+        from wm_lib.worlds.truth import frame_names, names
 
         eyes = NeuralWorldModel(
             load_vae(run.directory / "vae" / "vae.safetensors"), MDNRNN(mu.shape[-1], task.num_actions, rnn_size=1)
@@ -272,9 +273,9 @@ def _check_latents(run: Pipeline, facts: dict[str, Any]) -> list[gates.Gate]:
         policy = rollouts.StickyRandom(task.num_actions, probes.NUM_ENVS, run.seed, run.config.collect.repeat)
         truth = probes.play(task, eyes, policy, probes.NUM_ENVS, settings.probe_decisions, run.seed)
         arrays = (truth[name] for name in ("z", "values", "visible", "episode"))
-        found = probes.probe(*arrays, probes.names(task), kind="mlp", seed=run.seed)
-        positions = [name for name in probes.frame_names(task) if name.endswith(("_x", "_y"))]
-        # Paddles are not held to it: Pong's is drawn up to a pixel from where it is, see `probes.ground_truth`.
+        found = probes.probe(*arrays, names(task), kind="mlp", seed=run.seed)
+        positions = [name for name in frame_names(task) if name.endswith(("_x", "_y"))]
+        # Paddles are not held to it: Pong's is drawn up to a pixel from where it is, see `ground_truth`.
         small = [name for name in positions if name.startswith(("ball", "ship"))]
         limits = dict.fromkeys(small, settings.max_pixels) if settings.max_pixels else None
         checks.append(gates.probe_error(found, limits=limits, only=positions))

@@ -28,6 +28,8 @@ class Task:
         fire: Whether FIRE must be pressed to serve a ball.
         crop: What is kept of the picture, (top, bottom, left, right): on Atari of 84 x 64 (rows x columns), on
             LunarLander of 200 x 300; None keeps it all.
+        rendered: Whether its native observation is a vector, so that frames have to be asked for.
+        blank: What is painted black in the frame, (top, bottom, left, right): on CarRacing the digits of the return.
         sampled: Whether scores are measured with sampled actions; otherwise the most likely action is taken.
         simulated: Whether it is played in `wm_lib.worlds.simulation`, where there is no target.
     """
@@ -44,7 +46,10 @@ class Task:
     fire: bool = False
     crop: tuple[int, int, int, int] | None = None
     sampled: bool = False
-    simulated: bool = field(default=False, repr=False)  # keys of finished stages are made of the repr
+    # Keys of finished stages are made of the repr: what came later stays out of it.
+    rendered: bool = field(default=False, repr=False)
+    blank: tuple[int, int, int, int] | None = field(default=None, repr=False)
+    simulated: bool = field(default=False, repr=False)
 
     @property
     def num_actions(self) -> int:
@@ -72,11 +77,11 @@ TASKS: dict[str, Task] = {
              frames_per_decision=4, atari=True, fire=True, crop=(14, 78, 0, 64), sampled=True),
         # The whole picture shrunk to 64 x 64 shows where the ship is but not how it is tilted; its middle does.
         Task("lunar-lander", "LunarLander-v3", "LunarLander-v3", 200.0, (0, 1, 2, 3), 500,
-             action_repeat=2, frames_per_decision=2, crop=(0, 160, 60, 240), sampled=True),
+             action_repeat=2, frames_per_decision=2, crop=(0, 160, 60, 240), sampled=True, rendered=True),
         Task("breakout", "BreakoutNoFrameskip-v4", "Breakout-v5", 300.0, _PADDLE, 27_000,
              frames_per_decision=4, atari=True, fire=True, crop=(13, 77, 0, 64), sampled=True),
         Task("car-racing", "CarRacing-v3", "CarRacing-v3", 900.0, _DRIVING, 250,
-             action_repeat=4, frames_per_decision=4, sampled=True),
+             action_repeat=4, frames_per_decision=4, sampled=True, blank=(56, 64, 0, 8)),
     )
 }  # fmt: skip
 

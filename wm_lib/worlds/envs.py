@@ -30,20 +30,18 @@ import gymnasium
 import numpy as np
 from gymnasium.spaces import Box, Discrete
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv
-from gymnasium.vector.utils import batch_space
 
 from wm_lib.errors import UsageError
 from wm_lib.tasks import FRAME_SIZE, Task
 
 BACKENDS = ("auto", "envpool", "gymnasium")
 
-_Step = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]
+Step = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]
 
-_FIRE = 1  # native action of Pong and Breakout
-_ATARI_ROWS = 84  # 210 x 160 shrinks by 2.5 both ways to 84 rows x 64 columns; task.crop keeps 64 rows
-_LANDER_PICTURE = (200, 300)  # rows and columns; task.crop keeps some of them
-_DIGITS = np.s_[56:, :8]  # of CarRacing's frame
-_ATARI = {"frame_skip": 4, "noop_max": 30}
+FIRE = 1  # native action of Pong and Breakout
+ATARI_ROWS = 84  # 210 x 160 shrinks by 2.5 both ways to 84 rows x 64 columns; task.crop keeps 64 rows
+LANDER_PICTURE = (200, 300)  # rows and columns; task.crop keeps some of them
+ATARI = {"frame_skip": 4, "noop_max": 30}
 _BOX2D = "gymnasium[box2d]"
 _PIP_NAMES = {"cv2": "opencv-python", "ale_py": "ale-py", "Box2D": _BOX2D, "pygame": _BOX2D}
 
@@ -109,6 +107,8 @@ def make_env(
             )
 
     if backend == "envpool":
+        from wm_lib.worlds.pool import EnvPoolVectorEnv
+
         return EnvPoolVectorEnv(task, seeds, sticky)
     env_fns = [partial(_make_task_env, task, s, sticky) for s in seeds]
     if num_envs == 1:
@@ -133,115 +133,9 @@ class _Workers(AsyncVectorEnv):
 class _Alone(SyncVectorEnv):
     """Steps a finished environment too, instead of an assertion that it is not: a `TaskEnv` stands still by itself."""
 
-    def step(self, actions: np.ndarray) -> _Step:
+    def step(self, actions: np.ndarray) -> Step:
         self._autoreset_envs[:] = False
         return super().step(actions)
-
-
-class EnvPoolVectorEnv(VectorEnv):
-    """EnvPool's environments behind Gymnasium's vector interface, with explicit resets. See `make_env`."""
-
-    metadata = {"render_modes": [], "autoreset_mode": AutoresetMode.DISABLED}
-
-    def __init__(self, task: Task, seeds: Sequence[int], sticky: float = 0.0) -> None:
-        """Start one environment for each seed."""
-        import envpool
-
-        self.task = task
-        self.num_envs = num_envs = len(seeds)
-        self.single_observation_space, self.single_action_space = _spaces(task)
-        self.observation_space = batch_space(self.single_observation_space, num_envs)
-        self.action_space = batch_space(self.single_action_space, num_envs)
-
-        options: dict[str, Any] = {"max_episode_steps": task.max_decisions * task.action_repeat}
-        if task.atari:
-            options |= _ATARI | {
-                "stack_num": 1, "gray_scale": False, "img_height": _ATARI_ROWS, "img_width": FRAME_SIZE,
-                "use_inter_area_resize": True, "episodic_life": False, "reward_clip": False,
-                "use_fire_reset": False, "repeat_action_probability": sticky,
-            }  # fmt: skip
-        self._renders = task.name == "lunar-lander"  # its native observation is a vector
-        if self._renders:
-            # Drawn finer than shown, then averaged down: edges are as soft as on Gymnasium's path.
-            height, width = _LANDER_PICTURE
-            options |= {"render_mode": "rgb_array", "render_width": width, "render_height": height}
-        self._pool = envpool.make_gymnasium(task.envpool_id, num_envs=num_envs, seed=list(seeds), **options)
-
-        self._native_actions = _native_actions(task)
-        native_space = self._pool.observation_space
-        self._native_obs = np.zeros((num_envs, *native_space.shape), native_space.dtype)
-        self._obs = np.zeros((num_envs, FRAME_SIZE, FRAME_SIZE, 3), np.uint8)
-        self._terminated = np.zeros(num_envs, bool)
-        self._truncated = np.zeros(num_envs, bool)
-        self._presses = 2 if sticky else 1
-        self._fire_due = np.zeros(num_envs, np.int64)
-        self._lives = np.zeros(num_envs, np.int64)
-        self._ram = np.zeros((num_envs, 128), np.uint8)
-
-    def reset(
-        self, *, seed: int | Sequence[int] | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[np.ndarray, dict[str, Any]]:
-        """Start new episodes, everywhere or where `options["reset_mask"]` (bool (num_envs,)) is true.
-
-        EnvPool takes its seeds when it is made, so `seed` is ignored.
-        """
-        mask = (options or {}).get("reset_mask")
-        ids = np.arange(self.num_envs) if mask is None else np.flatnonzero(mask)
-        if len(ids):
-            ids = ids.astype(np.int32)
-            native_obs, info = self._pool.reset(ids)
-            self._terminated[ids] = self._truncated[ids] = False
-            self._remember(ids, native_obs, info)
-            self._fire_due[ids] = self._presses * self.task.fire
-            self._draw(ids)
-        return self._obs.copy(), self._info()
-
-    def step(self, actions: np.ndarray) -> _Step:
-        """One decision in every environment that is not finished."""
-        native = self._native_actions[np.asarray(actions)]
-        native[self._fire_due > 0] = _FIRE
-        reward = np.zeros(self.num_envs)
-        playing = active = np.flatnonzero(~(self._terminated | self._truncated)).astype(np.int32)
-        lives = self._lives.copy()
-        for _ in range(self.task.action_repeat):
-            if not len(active):
-                break
-            native_obs, rewards, terminated, truncated, info = self._pool.step(native[active], active)
-            reward[active] += rewards
-            self._terminated[active] = terminated
-            self._truncated[active] = truncated
-            self._remember(active, native_obs, info)
-            active = active[~(terminated | truncated)]
-        lost = (self._lives < lives) & self.task.fire
-        self._fire_due = np.where(lost, self._presses, np.maximum(self._fire_due - 1, 0))
-        if len(playing):
-            self._draw(playing)
-        return self._obs.copy(), reward, self._terminated.copy(), self._truncated.copy(), self._info()
-
-    def close_extras(self, **kwargs: Any) -> None:
-        """Stop EnvPool's threads."""
-        self._pool.close()
-
-    def _remember(self, ids: np.ndarray, native_obs: np.ndarray, info: dict[str, Any]) -> None:
-        self._native_obs[ids] = native_obs
-        if self.task.atari:
-            self._lives[ids] = info["lives"]
-            self._ram[ids] = info["ram"]
-
-    def _draw(self, ids: np.ndarray) -> None:
-        """Bring the frames of `ids` up to date."""
-        if self.task.atari:
-            top, bottom, left, right = self.task.crop
-            self._obs[ids] = self._native_obs[ids, :, top:bottom, left:right].transpose(0, 2, 3, 1)
-        else:
-            pictures = self._pool.render(ids) if self._renders else self._native_obs[ids]
-            for i, picture in zip(ids, pictures, strict=True):
-                self._obs[i] = _shrink(picture, self.task)
-
-    def _info(self) -> dict[str, Any]:
-        if self.task.atari:
-            return {"lives": self._lives.copy(), "ram": self._ram.copy()}
-        return {"state": self._native_obs.copy()} if self._renders else {}
 
 
 class TaskEnv(gymnasium.Wrapper):
@@ -251,8 +145,8 @@ class TaskEnv(gymnasium.Wrapper):
         """Wrap `env`: LunarLander with `rgb_array`, CarRacing, or Atari after `AtariPreprocessing`."""
         super().__init__(env)
         self.task = task
-        self.observation_space, self.action_space = _spaces(task)
-        self._native_actions = _native_actions(task)
+        self.observation_space, self.action_space = spaces_of(task)
+        self._native_actions = native_actions(task)
         self._seed: int | None = seed
         self._last: tuple[np.ndarray, bool, bool, dict[str, Any]] | None = None
         self._decisions = 0
@@ -278,7 +172,7 @@ class TaskEnv(gymnasium.Wrapper):
         if self._last is not None:
             obs, terminated, truncated, info = self._last
             return obs, 0.0, terminated, truncated, info
-        native = _FIRE if self._fire_due else self._native_actions[action]
+        native = FIRE if self._fire_due else self._native_actions[action]
         reward, terminated, truncated = 0.0, False, False
         for _ in range(self.task.action_repeat):
             native_obs, native_reward, terminated, truncated, _ = self.env.step(native)
@@ -301,19 +195,19 @@ class TaskEnv(gymnasium.Wrapper):
         if self.task.atari:
             top, bottom, left, right = self.task.crop
             return native_obs[top:bottom, left:right]
-        if self.task.name == "lunar-lander":
+        if self.task.rendered:
             # Both paths must show the same, or V tells the two apart and C does not know such z. EnvPool draws no
             # exhaust, which touches nothing but the ground: without it every state and reward is what it was. And
             # its sky ends a row higher, which is a fifth of a row of the frame.
             self.unwrapped._clean_particles(True)
-            return _shrink(self.env.render(), self.task, lower=1)
-        return _shrink(native_obs, self.task)
+            return shrink(self.env.render(), self.task, lower=1)
+        return shrink(native_obs, self.task)
 
     def _info(self, native_obs: np.ndarray) -> dict[str, Any]:
         if self.task.atari:
             ale = self.unwrapped.ale
             return {"lives": ale.lives(), "ram": ale.getRAM()}
-        return {"state": native_obs} if self.task.name == "lunar-lander" else {}
+        return {"state": native_obs} if self.task.rendered else {}
 
 
 def _make_task_env(task: Task, seed: int, sticky: float) -> TaskEnv:
@@ -322,7 +216,7 @@ def _make_task_env(task: Task, seed: int, sticky: float) -> TaskEnv:
         # Interrupting a notebook or Ctrl-C signals the workers too; ending them is the parent's business.
         signal.signal(signal.SIGINT, signal.SIG_IGN)
     if not task.atari:
-        mode = "rgb_array" if task.name == "lunar-lander" else None
+        mode = "rgb_array" if task.rendered else None
         env = gymnasium.make(task.env_id, render_mode=mode, disable_env_checker=True)
         return TaskEnv(env, task, seed, sticky)
     import ale_py
@@ -333,32 +227,34 @@ def _make_task_env(task: Task, seed: int, sticky: float) -> TaskEnv:
     options = {"repeat_action_probability": sticky, "max_num_frames_per_episode": 0}
     env = gymnasium.make(task.env_id, disable_env_checker=True, **options)
     env = gymnasium.wrappers.AtariPreprocessing(
-        env, screen_size=(FRAME_SIZE, _ATARI_ROWS), terminal_on_life_loss=False, grayscale_obs=False, **_ATARI
+        env, screen_size=(FRAME_SIZE, ATARI_ROWS), terminal_on_life_loss=False, grayscale_obs=False, **ATARI
     )
     return TaskEnv(env, task, seed, sticky)
 
 
-def _spaces(task: Task) -> tuple[Box, Discrete]:
+def spaces_of(task: Task) -> tuple[Box, Discrete]:
+    """What the agent sees and does in one environment."""
     return Box(0, 255, (FRAME_SIZE, FRAME_SIZE, 3), np.uint8), Discrete(task.num_actions)
 
 
-def _native_actions(task: Task) -> np.ndarray:
+def native_actions(task: Task) -> np.ndarray:
+    """`task.actions` as an array: int32 (num_actions,), or float32 (num_actions, 3) for CarRacing."""
     return np.array(task.actions, np.float32 if isinstance(task.actions[0], tuple) else np.int32)
 
 
-def _shrink(picture: np.ndarray, task: Task, lower: int = 0) -> np.ndarray:
+def shrink(picture: np.ndarray, task: Task, lower: int = 0) -> np.ndarray:
     """Average what the task shows of an RGB picture down to a frame; cropped `lower` rows further down."""
     import cv2
 
     if task.crop:
         # Gymnasium draws LunarLander at 400 x 600, twice as fine as EnvPool is told to.
-        top, bottom, left, right = (edge * len(picture) // _LANDER_PICTURE[0] for edge in task.crop)
+        top, bottom, left, right = (edge * len(picture) // LANDER_PICTURE[0] for edge in task.crop)
         picture = picture[top + lower : bottom + lower, left:right]
     frame = cv2.resize(picture, (FRAME_SIZE, FRAME_SIZE), interpolation=cv2.INTER_AREA)
-    if task.name == "car-racing":
-        # The return so far, in digits that the two paths draw each in its way: V would keep it, and learn to tell the
-        # paths apart by it. The bars beside it, of speed, wheels and steering, stay.
-        frame[_DIGITS] = 0
+    if task.blank:
+        # The two paths draw the digits each in its way: V would learn to tell the paths apart by them.
+        top, bottom, left, right = task.blank
+        frame[top:bottom, left:right] = 0
     return frame
 
 
