@@ -36,7 +36,7 @@ class CollectConfig(Section):
         num_envs: Environments played side by side.
         shard_length: Decisions of each environment in one shard, the unit of resuming.
         gymnasium_fraction: Share of the shards played on the Gymnasium path instead of EnvPool, in [0, 1].
-            Box2D looks different there, and that is where scores are measured.
+            Box2D looks different there, and that is where scores are measured. At 1 PPO plays there as well.
         repeat: Probability, at most 0.999, that random play holds its last action, see `StickyRandom`.
     """
 
@@ -197,11 +197,15 @@ class RoundsConfig(Section):
         num_rounds: Rounds in all; the first one collects with random play.
         vae_updates: Updates of V in later rounds; 0 = V stays as it is, and so do the latents of old data.
         controller_steps: PPO's decisions in each later round.
+        gymnasium_fraction, entropy: `collect.gymnasium_fraction` and `controller.entropy` of later rounds; null = as in
+            the first.
     """
 
     num_rounds: int = Field(1, ge=1, le=100)
     vae_updates: int = Field(1500, ge=0, le=10**8)
     controller_steps: int = Field(500_000, ge=1, le=10**10)
+    gymnasium_fraction: float | None = Field(None, ge=0, le=1)
+    entropy: float | None = Field(None, ge=0, le=1)
 
 
 class GatesConfig(Section):
@@ -310,9 +314,18 @@ class Config(Section):
         """The same with what later rounds do instead in its place."""
         if number == 1:
             return self
-        vae = self.vae.model_copy(update={"num_updates": self.rounds.vae_updates})
-        controller = self.controller.model_copy(update={"num_steps": self.rounds.controller_steps})
-        return self.model_copy(update={"vae": vae, "controller": controller})
+        rounds = self.rounds
+        changes: dict[str, dict[str, Any]] = {
+            "collect": {"gymnasium_fraction": rounds.gymnasium_fraction},
+            "vae": {"num_updates": rounds.vae_updates},
+            "controller": {"num_steps": rounds.controller_steps, "entropy": rounds.entropy},
+        }
+        return self.model_copy(
+            update={
+                name: getattr(self, name).model_copy(update={k: v for k, v in values.items() if v is not None})
+                for name, values in changes.items()
+            }
+        )
 
     @model_validator(mode="after")
     def _only_ppo_dreams(self) -> Self:

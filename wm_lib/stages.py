@@ -132,6 +132,7 @@ def train_controller(run: Pipeline, world_model: WorldModel, directory: Path) ->
         from wm_lib.control.ppo import train_ppo
         from wm_lib.worlds.envs import make_env
 
+        backend = "gymnasium" if run.config.collect.gymnasium_fraction == 1 else "auto"
         statistics = feature_statistics(world_model, run.latents())
         start = run.previous.directory / "controller" if run.previous else None
         if config.where != "real":
@@ -147,7 +148,7 @@ def train_controller(run: Pipeline, world_model: WorldModel, directory: Path) ->
                 config,
                 seed=run.seed,
                 directory=directory,
-                make_env=lambda num_envs, seed: make_env(run.task, num_envs, seed),
+                make_env=lambda num_envs, seed: make_env(run.task, num_envs, seed, backend),
                 statistics=statistics,
                 start=start,
                 on_update=partial(run.watch, run) if run.watch else None,

@@ -19,7 +19,7 @@ import os
 import signal
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from types import ModuleType
 from typing import Any
@@ -174,11 +174,14 @@ class TaskEnv(gymnasium.Wrapper):
             return obs, 0.0, terminated, truncated, info
         native = FIRE if self._fire_due else self._native_actions[action]
         reward, terminated, truncated = 0.0, False, False
-        for _ in range(self.task.action_repeat):
-            native_obs, native_reward, terminated, truncated, _ = self.env.step(native)
+        for left in reversed(range(self.task.action_repeat)):
+            with _undrawn(self.unwrapped) if left else nullcontext():
+                native_obs, native_reward, terminated, truncated, _ = self.env.step(native)
             reward += float(native_reward)
             if terminated or truncated:
                 break
+        if native_obs is None:  # the episode ended before the frame that would have been drawn
+            native_obs = self.unwrapped._render("state_pixels")
         self._decisions += 1
         truncated = truncated or self._decisions >= self.task.max_decisions
         info = self._info(native_obs)
@@ -208,6 +211,19 @@ class TaskEnv(gymnasium.Wrapper):
             ale = self.unwrapped.ale
             return {"lives": ale.lives(), "ram": ale.getRAM()}
         return {"state": native_obs} if self.task.rendered else {}
+
+
+@contextmanager
+def _undrawn(native: gymnasium.Env) -> Iterator[None]:
+    """CarRacing draws at every step, and takes most of its time for it; only a decision's last picture is looked at."""
+    if not hasattr(native, "_render"):
+        yield
+        return
+    native._render = lambda mode: None
+    try:
+        yield
+    finally:
+        del native._render  # the class has the real one
 
 
 def _make_task_env(task: Task, seed: int, sticky: float) -> TaskEnv:
