@@ -16,7 +16,7 @@ from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, Vecto
 
 from wm_lib.errors import UsageError
 from wm_lib.tasks import TASKS, Task
-from wm_lib.worlds.envs import make_env
+from wm_lib.worlds.envs import make_env, native_actions, shrink
 from wm_lib.worlds.pool import EnvPoolVectorEnv
 
 BOTH = pytest.mark.parametrize("backend", ["envpool", "gymnasium"])
@@ -258,6 +258,26 @@ def test_episodes_are_cut_off_after_max_decisions(task: Task, backend: str) -> N
             env.reset()
             flags = [(step[2][0], step[3][0]) for step in play(env, 12)]
             assert flags == [(False, False)] * 11 + [(False, True)]
+
+
+def test_what_car_racing_does_not_draw_changes_nothing() -> None:
+    # The plain environment draws every step; it has to move in the same way, and its last picture to be the same.
+    plain = gymnasium.make(RACING.env_id)
+    plain.reset(seed=4)
+    with closing(make_env(RACING, 1, 4, "gymnasium")) as env:
+        env.reset()
+        for choice in [5] * 6 + [1, 3, 6, 0, 2, 5]:
+            obs, reward, terminated, _, _ = env.step(np.array([choice]))
+            steps = [plain.step(native_actions(RACING)[choice]) for _ in range(RACING.action_repeat)]
+            np.testing.assert_array_equal(obs[0], shrink(steps[-1][0], RACING))
+            assert reward[0] == pytest.approx(sum(step[1] for step in steps))
+        # The lap ends within a decision, at a step that would not have been drawn.
+        native = env.envs[0].unwrapped
+        native.tile_visited_count, before = len(native.track), native.t
+        obs, _, terminated, _, _ = env.step(np.array([5]))
+        assert terminated[0] and native.t == pytest.approx(before + 1 / 50)
+        np.testing.assert_array_equal(obs[0], shrink(native._render("state_pixels"), RACING))
+    plain.close()
 
 
 def test_limits_are_the_native_ones() -> None:

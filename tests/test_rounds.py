@@ -18,7 +18,7 @@ from wm_lib.seeding import derive_seed
 ROUNDS = {"vae_updates": 4, "controller_steps": 32}
 
 
-def open_round(run_dir: Path, number: int | None, config: dict | None = None, **rounds: int) -> Pipeline:
+def open_round(run_dir: Path, number: int | None, config: dict | None = None, **rounds: float) -> Pipeline:
     sections = TINY | {"rounds": ROUNDS | rounds} | (config or {})
     return Pipeline.open(
         "pong", "smoke", run_dir, 0, write_config(run_dir.with_suffix(".yaml"), **sections), rounds=number
@@ -69,6 +69,16 @@ def test_the_number_of_rounds_comes_from_the_settings_unless_it_is_named(tmp_pat
     for number in (0, 101):
         with pytest.raises(UsageError, match="--rounds must be from 1 to 100"):
             open_round(tmp_path / "run", number)
+
+
+def test_later_rounds_may_be_played_on_the_other_path_and_explore_less(tmp_path):
+    second = open_round(tmp_path / "run", 2)
+    first = second.previous.config
+    assert (second.config.collect, second.config.controller.entropy) == (first.collect, first.controller.entropy)
+    other = open_round(tmp_path / "run", 2, gymnasium_fraction=1.0, entropy=0.0)
+    assert other.previous.config.collect == first.collect and other.previous.config.controller == first.controller
+    assert other.config.collect == first.collect.model_copy(update={"gymnasium_fraction": 1.0})
+    assert other.config.controller.entropy == 0 and other.config.controller.num_steps == ROUNDS["controller_steps"]
 
 
 def test_settings_of_later_rounds_touch_later_rounds_only(ran, tmp_path):
