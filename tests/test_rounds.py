@@ -7,13 +7,15 @@ import numpy as np
 import pytest
 from test_pipeline import TINY, write_config
 
-from wm_lib import checkpoints, pipeline, report
+from wm_lib import checkpoints, pipeline, report, stages
+from wm_lib.control import ppo
 from wm_lib.control.agent import Agent
 from wm_lib.errors import StageError, UsageError
 from wm_lib.evaluation import agent_maker, evaluate
 from wm_lib.pipeline import STAGES, Pipeline
 from wm_lib.rollouts import Rollouts, split_sequences
 from wm_lib.seeding import derive_seed
+from wm_lib.worlds import envs
 
 ROUNDS = {"vae_updates": 4, "controller_steps": 32}
 
@@ -117,7 +119,7 @@ def first_round(tmp_path_factory) -> Path:
 def second(first_round, tmp_path):
     """A function: round 2, its stages not made yet, after a copy of round 1."""
 
-    def after(**rounds: int) -> Pipeline:
+    def after(**rounds: float) -> Pipeline:
         shutil.copytree(first_round, tmp_path / "run")
         return open_round(tmp_path / "run", 2, **rounds)
 
@@ -182,6 +184,26 @@ def test_v_m_and_c_go_on_from_the_round_before(second):
 def _with(run: Pipeline, loaded, stage: str) -> None:
     pipeline.STEPS[stage](slowed := pipeline.replace(run, loaded=loaded), slowed.directory / stage)
     shutil.copy(run.previous.directory / stage / "stage.json", run.directory / stage / "stage.json")
+
+
+@pytest.mark.parametrize(("fraction", "backend"), [(1.0, "gymnasium"), (0.5, "auto"), (0.0, "auto")])
+def test_where_all_data_is_of_gymnasium_ppo_plays_there_too(first_round, tmp_path, monkeypatch, fraction, backend):
+    chosen = []
+
+    class Stop(Exception):
+        pass
+
+    def train_ppo(*args, make_env, **options):
+        make_env(2, 0)
+        raise Stop
+
+    monkeypatch.setattr(ppo, "train_ppo", train_ppo)
+    monkeypatch.setattr(envs, "make_env", lambda task, num_envs, seed, backend: chosen.append(backend))
+    shutil.copytree(first_round, tmp_path / "run")
+    run = open_round(tmp_path / "run", 1, {"collect": TINY["collect"] | {"gymnasium_fraction": fraction}})
+    with pytest.raises(Stop):
+        stages.train_controller(run, run.world_model(), tmp_path)
+    assert chosen == [backend]
 
 
 def test_held_out_sequences_were_never_trained_on():
