@@ -87,6 +87,12 @@ def test_the_shipped_weights_play_as_the_manifest_says(
     check_replay(ROOT, path.stem, REPLAYED[path.stem], monkeypatch, tmp_path)
 
 
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+def test_there_is_a_short_film_of_every_shipped_agent(path: Path) -> None:
+    film = f"assets/figures/{path.stem}.gif"
+    assert 0 < (ROOT / film).stat().st_size < 2e6 and film in (ROOT / "README.md").read_text(encoding="utf-8")
+
+
 def test_no_weights_are_shipped_without_a_manifest() -> None:
     folders = (ROOT / "assets" / "weights").glob("*")
     assert {path.name for path in folders if path.is_dir()} <= {path.stem for path in MANIFESTS}
