@@ -246,7 +246,7 @@ def configured_loss(
     """`vae_loss` with the weights of the settings, none where V is the plain one; frames and scenery as there."""
     with training.fast_autocast():
         if not config.centred:
-            return vae_loss(vae, frames, None, beta)
+            return vae_loss(vae, frames, None, beta, slowness=0.0, fovea=0.0)
         weights = foreground_weights(frames, scenery, config.foreground_weight)
         return vae_loss(vae, frames, weights, beta, config.slowness, config.fovea)
 
