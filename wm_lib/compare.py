@@ -280,6 +280,7 @@ def train_ppo(run: Pipeline, judge: Judge, limit: int) -> None:
             make_env=lambda num_envs, seed: make_env(run.task, num_envs, seed),
             reward_scale=config.reward_scale,
             clip_reward=config.clip_reward or run.task.atari,
+            end_at_lost_life=run.task.atari,
             on_update=watch,
         )
         for kind in ("curve", "final"):

@@ -139,6 +139,7 @@ class ControllerConfig(Section):
         hidden: PPO: widths of the hidden layers; an empty list makes C linear.
         reward_scale: PPO: factor on the reward while training; scores are never scaled.
         clip_reward: PPO: whether the scaled training reward is clipped to [-1, 1].
+        end_at_lost_life: PPO: whether a lost life ends an episode while training in the real environment (Atari).
         block_steps: PPO: decisions between two checkpoints.
     """
 
@@ -164,6 +165,7 @@ class ControllerConfig(Section):
     hidden: list[int] = [256, 256]
     reward_scale: float = Field(1.0, gt=0, le=10**6)
     clip_reward: bool = False
+    end_at_lost_life: bool = False
     block_steps: int = Field(204_800, ge=1, le=10**10)
 
     @field_validator("hidden")

@@ -184,7 +184,7 @@ def _dream(run: Pipeline, directory: Path, statistics: tuple[np.ndarray, np.ndar
     controller = train_ppo(
         Dreamt(len(statistics[0])),
         run.task,
-        config.model_copy(update={"num_steps": config.dream_steps}),
+        config.model_copy(update={"num_steps": config.dream_steps, "end_at_lost_life": False}),
         seed=derive_seed(run.seed, "dream"),
         directory=directory,
         # An end that is drawn at every step ends long dreams by chance.

@@ -56,7 +56,7 @@ class Settings:
 # https://github.com/DLR-RM/rl-baselines3-zoo/blob/208b6fdf3a9aa24de44b2e068c6e5f6a07d97fcc/hyperparams/ppo.yml
 # Entry "atari": 8 environments x 128 steps, 4 epochs, batches of 256, rate 2.5e-4 and clip range 0.1 falling to zero
 # over 10 M steps, entropy 0.01, CnnPolicy on 4 stacked frames. Changed: the frames are ours (64 x 64, RGB, cropped) in
-# place of 84 x 84 grey ones, and losing a life does not end an episode. Rewards are clipped, as AtariWrapper does.
+# place of 84 x 84 grey ones. Rewards are clipped and a lost life ends an episode of the training, as by AtariWrapper.
 _ATARI = Settings(8, 128, 4, 256, 0.99, 0.95, 2.5e-4, 0.1, 0.01, falling_over=10_000_000, falling_clip=True)
 ZOO: dict[str, Settings] = {
     "pong": _ATARI,
@@ -101,10 +101,12 @@ class FrameStack:
 class PixelVecEnv(PolicyVecEnv):
     """A vector environment as PPO from pixels meets it; the arguments are those of `PolicyVecEnv`."""
 
-    def __init__(self, env: VectorEnv, reward_scale: float = 1.0, clip_reward: bool = False) -> None:
+    def __init__(
+        self, env: VectorEnv, reward_scale: float = 1.0, clip_reward: bool = False, end_at_lost_life: bool = False
+    ) -> None:
         self.stack = FrameStack(env.num_envs)
         space = spaces.Box(0, 255, self.stack.frames.shape[1:], np.uint8)
-        super().__init__(env, space, reward_scale, clip_reward)
+        super().__init__(env, space, reward_scale, clip_reward, end_at_lost_life)
 
     def _begin(self, obs: np.ndarray, where: np.ndarray) -> None:
         self.stack.begin(obs, where)
@@ -161,6 +163,7 @@ def train_pixels(
     make_env: Callable[[int, Sequence[int] | int], VectorEnv],
     reward_scale: float = 1.0,
     clip_reward: bool = False,
+    end_at_lost_life: bool = False,
     on_update: Callable[[PPO, int], None] | None = None,
 ) -> PPO:
     """Train PPO on stacked frames; resumes from `directory`, see `wm_lib.control.ppo.train_in_blocks`.
@@ -173,7 +176,7 @@ def train_pixels(
         seed: Of everything random.
         directory: Where checkpoint and log are kept.
         make_env: (num_envs, seed) -> environments under the rules of `wm_lib.worlds.envs.make_env`.
-        reward_scale, clip_reward: Of the training reward, see `PolicyVecEnv`.
+        reward_scale, clip_reward, end_at_lost_life: Of the training only, see `PolicyVecEnv`.
         on_update: Gets the model and the decisions made after every update; ends the training by raising `Enough`.
 
     Returns:
@@ -186,7 +189,7 @@ def train_pixels(
 
     def make_vec_env(step: int) -> PixelVecEnv:
         env = make_env(settings.num_envs, derive_seed(seed, "pixels", step))
-        return PixelVecEnv(env, reward_scale, clip_reward)
+        return PixelVecEnv(env, reward_scale, clip_reward, end_at_lost_life)
 
     def make_model(env: VecEnv, step: int, end: int) -> PPO:
         return _make_ppo(env, settings, falling_over, end, derive_seed(seed, "pixels", "torch", step))

@@ -43,10 +43,20 @@ class PolicyVecEnv(VecEnv):
         space: What the policy sees of one environment.
         reward_scale: Factor on the reward.
         clip_reward: Whether the scaled reward is clipped to [-1, 1].
+        end_at_lost_life: Whether the policy is told that its episode ended when a life is lost; the game goes on. Where
+            the next ball is served at once, a lost life costs hardly any reward, and there is little to learn it from.
     """
 
-    def __init__(self, env: VectorEnv, space: spaces.Box, reward_scale: float = 1.0, clip_reward: bool = False) -> None:
+    def __init__(
+        self,
+        env: VectorEnv,
+        space: spaces.Box,
+        reward_scale: float = 1.0,
+        clip_reward: bool = False,
+        end_at_lost_life: bool = False,
+    ) -> None:
         self.env, self.reward_scale, self.clip_reward = env, reward_scale, clip_reward
+        self.end_at_lost_life, self.lives = end_at_lost_life, np.zeros(env.num_envs, int)
         super().__init__(env.num_envs, space, env.single_action_space)
 
     def _begin(self, obs: np.ndarray, where: np.ndarray) -> None:
@@ -70,7 +80,7 @@ class PolicyVecEnv(VecEnv):
         self.actions = actions
 
     def step_wait(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, list[dict[str, Any]]]:
-        obs, reward, terminated, truncated, _ = self.env.step(self.actions)
+        obs, reward, terminated, truncated, info = self.env.step(self.actions)
         self._go_on(obs)
         seen = self._see()
         self.returns += reward
@@ -87,6 +97,9 @@ class PolicyVecEnv(VecEnv):
             self._begin(self.env.reset(options={"reset_mask": done})[0], done)
             self.returns[done], self.lengths[done] = 0, 0
             seen = self._see()
+        if self.end_at_lost_life:
+            lives, before = info["lives"], self.lives
+            done, self.lives = done | (lives < before), lives
         reward = reward * self.reward_scale
         return seen, np.clip(reward, -1, 1) if self.clip_reward else reward, done, infos
 
@@ -110,7 +123,7 @@ class FeatureVecEnv(PolicyVecEnv):
     """A vector environment as C meets it: frames go through V and M, and [z, h] comes out.
 
     Args:
-        env, reward_scale, clip_reward: See `PolicyVecEnv`.
+        env, reward_scale, clip_reward, end_at_lost_life: See `PolicyVecEnv`.
         world_model: V and M.
         statistics: Mean and standard deviation of the features, each (feature_dim,), by which they are normalised.
     """
@@ -122,13 +135,15 @@ class FeatureVecEnv(PolicyVecEnv):
         reward_scale: float = 1.0,
         clip_reward: bool = False,
         statistics: tuple[np.ndarray, np.ndarray] | None = None,
+        end_at_lost_life: bool = False,
     ) -> None:
         size = world_model.feature_dim
         self.world_model = world_model
         self.mean, self.std = statistics or (np.zeros(size, np.float32), np.ones(size, np.float32))
         self.z = np.zeros((env.num_envs, world_model.z_dim), np.float32)
         self.h = world_model.initial_state(env.num_envs)
-        super().__init__(env, spaces.Box(-np.inf, np.inf, (size,), np.float32), reward_scale, clip_reward)
+        space = spaces.Box(-np.inf, np.inf, (size,), np.float32)
+        super().__init__(env, space, reward_scale, clip_reward, end_at_lost_life)
 
     def _begin(self, obs: np.ndarray, where: np.ndarray) -> None:
         self.z[where] = self.world_model.encode(obs[where])
@@ -202,7 +217,9 @@ def train_ppo(
 
     def make_vec_env(step: int) -> FeatureVecEnv:
         env = make_env(config.num_envs, derive_seed(seed, "ppo", step))
-        return FeatureVecEnv(env, world_model, config.reward_scale, config.clip_reward, statistics)
+        return FeatureVecEnv(
+            env, world_model, config.reward_scale, config.clip_reward, statistics, config.end_at_lost_life
+        )
 
     def make_model(env: VecEnv, step: int, end: int) -> PPO:
         model = _make_ppo(env, config, total, end, derive_seed(seed, "ppo", "torch", step))
