@@ -24,6 +24,7 @@ from wm_lib.models.world_model import WorldModel
 from wm_lib.seeding import derive_seed
 from wm_lib.settings import ControllerConfig
 from wm_lib.tasks import get_task
+from wm_lib.worlds.envs import make_env
 
 TASK = get_task("pong")  # three actions
 
@@ -167,6 +168,31 @@ class MemorylessModel(CountingModel):
 
     def step(self, z: np.ndarray, action: np.ndarray, h: np.ndarray) -> np.ndarray:
         return h
+
+
+@pytest.mark.parametrize("backend", ["envpool", "gymnasium"])
+def test_a_lost_life_ends_an_episode_for_the_policy_alone(backend: str) -> None:
+    """Five ends a game of Breakout, of which only the last resets anything; without the option one."""
+    rng = np.random.default_rng(0)
+    actions = rng.integers(get_task("breakout").num_actions, size=(260, 2))
+    told = {}
+    for end_at_lost_life in (False, True):
+        env = make_env(get_task("breakout"), 2, 7, backend)
+        seen = FeatureVecEnv(env, MemorylessModel(), end_at_lost_life=end_at_lost_life)
+        seen.reset()
+        told[end_at_lost_life] = [seen.step(action) for action in actions]
+        seen.close()
+    for (features, reward, over, infos), (same_features, same_reward, done, same_infos) in zip(
+        told[False], told[True], strict=True
+    ):
+        np.testing.assert_array_equal(features, same_features)
+        np.testing.assert_array_equal(reward, same_reward)
+        assert [info.keys() for info in infos] == [info.keys() for info in same_infos]
+        assert over.tolist() == ["episode" in info for info in infos]
+        assert (done >= over).all()
+    games = np.sum([over for _, _, over, _ in told[False]], axis=0)
+    ends = np.sum([done for _, _, done, _ in told[True]], axis=0)
+    assert (games >= 1).all() and (5 * games <= ends).all() and (ends < 5 * games + 5).all()
 
 
 def test_features_once_given_do_not_change() -> None:

@@ -140,7 +140,7 @@ def kl_divergence(mu: Tensor, log_sigma: Tensor) -> Tensor:
     return 0.5 * (mu.square() + (2 * log_sigma).exp() - 1) - log_sigma
 
 
-def foreground_weights(frames: Tensor, scenery: Tensor, weight: float) -> Tensor:
+def foreground_weights(frames: Tensor, scenery: Tensor, weight: float, still_share: float = 1.0) -> Tensor:
     """Weight of every pixel in the loss: more in and around what differs from its episode's scenery.
 
     Around it too, since a picture pays for a halo only there: with the weight on the ship's own pixels alone, a round
@@ -151,15 +151,30 @@ def foreground_weights(frames: Tensor, scenery: Tensor, weight: float) -> Tensor
         frames: uint8 (batch, 64, 64, 3).
         scenery: The same shape: the median frame of each frame's own episode.
         weight: How many times a pixel of the foreground weighs as much as one of the scenery.
+        still_share: Share of that weight for foreground that rests, as a gap in Breakout's wall does: the better an agent
+            plays, the more of it there is, and the less would be left for the ball. Unless it is 1, the second half of
+            the batch must be the frames that come after those of the first.
 
     Returns:
         float32 (batch, 64, 64, 1).
     """
-    difference = torch.maximum(frames, scenery) - torch.minimum(frames, scenery)
-    different = (difference.amax(3) > FOREGROUND_THRESHOLD).float()
-    foreground = max_pool2d(different, 2 * FOREGROUND_MARGIN + 1, 1, FOREGROUND_MARGIN)[..., None]
-    weights = 1 + foreground * (weight - 1)
+    foreground = _around(_differ(frames, scenery))
+    if still_share < 1:
+        now, after = frames.chunk(2)
+        foreground = foreground * torch.where(_around(_differ(now, after)).repeat(2, 1, 1) > 0, 1.0, still_share)
+    weights = 1 + foreground[..., None] * (weight - 1)
     return weights / weights.mean((1, 2, 3), keepdim=True)
+
+
+def _differ(frames: Tensor, others: Tensor) -> Tensor:
+    """1 where frames uint8 (batch, 64, 64, 3) clearly differ, else 0: float32 (batch, 64, 64)."""
+    difference = torch.maximum(frames, others) - torch.minimum(frames, others)
+    return (difference.amax(3) > FOREGROUND_THRESHOLD).float()
+
+
+def _around(mask: Tensor) -> Tensor:
+    """The mask (batch, 64, 64) with the margin around it."""
+    return max_pool2d(mask, 2 * FOREGROUND_MARGIN + 1, 1, FOREGROUND_MARGIN)
 
 
 def fovea_window(pictures: Tensor, weights: Tensor) -> Tensor:
@@ -247,7 +262,7 @@ def configured_loss(
     with training.fast_autocast():
         if not config.centred:
             return vae_loss(vae, frames, None, beta, slowness=0.0, fovea=0.0)
-        weights = foreground_weights(frames, scenery, config.foreground_weight)
+        weights = foreground_weights(frames, scenery, config.foreground_weight, config.still_share)
         return vae_loss(vae, frames, weights, beta, config.slowness, config.fovea)
 
 
