@@ -57,8 +57,8 @@ from wm_lib.course.exercises.vae import (
     check_reparameterise,
 )
 from wm_lib.events import read_scalars
-from wm_lib.models import vae
-from wm_lib.models.vae import FOREGROUND_MARGIN, FOREGROUND_THRESHOLD  # noqa: F401, for exercise 3.4
+from wm_lib.models import foreground, vae
+from wm_lib.models.foreground import FOREGROUND_MARGIN, FOREGROUND_THRESHOLD  # noqa: F401, FOREGROUND_MARGIN is for exercise 3.4
 from wm_lib.pipeline import Pipeline
 
 run = Pipeline.open(task, budget, run_dir, seed)
@@ -81,7 +81,7 @@ print(f"{run.task.name}: {run.directory}")
 run.build("latents")
 net = vae.load_vae(run.directory / "vae" / "vae.safetensors")
 data, config = run.rollouts(), run.config.vae
-scenery = vae.episode_scenery(data, rng)
+scenery = foreground.episode_scenery(data, rng)
 episode = data.episode.ravel()
 held_out = (data.split()[1][:, None] * data.length + np.arange(data.length)).ravel()
 
@@ -101,7 +101,8 @@ def copy(net: vae.VAE, frames: np.ndarray) -> np.ndarray:
 # %%
 one = rng.choice(held_out, 1)
 frame, own = data.gather(one), scenery[episode[one]]
-weights = vae.foreground_weights(torch.from_numpy(frame), torch.from_numpy(own), config.foreground_weight)[0, :, :, 0].numpy()
+weights = foreground.foreground_weights(torch.from_numpy(frame), torch.from_numpy(own), config.foreground_weight)
+weights = weights[0, :, :, 0].numpy()
 print(f"{100 * (weights > weights.min()).mean():.1f} % of the pixels are foreground, of weight {weights.max():.2f}; the others: {weights.min():.2f}")
 plots.maps({"frame": frame[0], "background": net.background.numpy(), "its episode's median": own[0], "weight": weights})
 
@@ -109,7 +110,8 @@ plots.maps({"frame": frame[0], "background": net.background.numpy(), "its episod
 # **Explain.** What stands still in an episode is scenery. Where the camera stands still, what moves is the ball, the paddles, the
 # ship. In CarRacing the camera goes along: the car is scenery, and road and grass are foreground, often half of the frame. Foreground
 # weighs `foreground_weight` times as much as the rest, and the weights of a frame average 1. The rim around it weighs as much, or a
-# blurred halo, drawn where the thing might be, would cost next to nothing.
+# blurred halo, drawn where the thing might be, would cost next to nothing. In Breakout a gap in the wall is foreground too, and good
+# play makes many: so that the ball keeps its weight, what rests from a frame to the next has only `still_share` of it there.
 
 # %% [markdown]
 # ## 2. Learning
@@ -230,9 +232,9 @@ for name, centred in {"plain": False, "with help": True}.items():
 # %%
 index = np.sort(rng.choice(held_out, min(256, len(held_out)), replace=False))
 frames, still = data.gather(index), scenery[episode[index]]
-foreground = np.abs(frames.astype(int) - still).max(axis=-1) > vae.FOREGROUND_THRESHOLD
+stands_out = np.abs(frames.astype(int) - still).max(axis=-1) > FOREGROUND_THRESHOLD
 drawings = {"scenery only": still} | {name: copy(short, frames) for name, short in nets.items()}
-errors = {name: np.abs(frames.astype(int) - picture)[foreground].mean() for name, picture in drawings.items()}
+errors = {name: np.abs(frames.astype(int) - picture)[stands_out].mean() for name, picture in drawings.items()}
 print(f"after {few} updates each, error in the foreground, of 255: {', '.join(f'{n} {e:.1f}' for n, e in errors.items())}")
 plots.bars(errors, "mean error, of 255", "Error in the foreground of held-out frames")
 

@@ -55,6 +55,7 @@ from wm_lib.dreams import default_horizon, dream_against_reality, dreams_of
 from wm_lib.evaluation import agent_maker, evaluate, random_maker
 from wm_lib.events import read_scalars
 from wm_lib.pipeline import Pipeline
+from wm_lib.play import RESEED, Beside
 from wm_lib.report import interval
 from wm_lib.worlds.dream import DreamVectorEnv
 
@@ -95,6 +96,23 @@ films.film(np.concatenate([calm.frames, asleep.frames], axis=1), "Dreams of rand
 # %% [markdown]
 # **Explain.** The dream has no score board to keep right and no physics to obey; it only has what M found worth remembering. Things may
 # appear, melt or double. What it keeps well is what the next few steps depend on.
+
+# %% [markdown]
+# **Predict.** Next the real thing beside it: on the left held-out play, in the middle what V makes of each frame, on the right what M
+# dreams, told only which actions were taken. For how long will the right one agree with the left one?
+
+# %%
+data = run.rollouts()
+row = int(data.split()[1][0])
+begins = np.flatnonzero(data.first[row, 1:]) + 1
+num_frames = int(min([3 * RESEED, data.length, *begins]))
+beside = Beside(world_model)
+panes = [beside(*seen) for seen in zip(data.gather(row * data.length + np.arange(num_frames)), data.action[row], strict=False)]
+films.film(np.stack(panes), "Three pictures side by side: held-out play, V's drawing of it, and the dream of M")
+
+# %% [markdown]
+# **Explain.** Every 30 decisions the dream is shown the game again and jumps back to it; between them it drifts. The middle picture
+# is the best that the right one could be: what V does not see, M cannot dream of.
 
 # %% [markdown]
 # **Try.** Play both worlds at once: the real game on the left, M's dream of it on the right, and your actions go to both. How long do

@@ -5,11 +5,13 @@ from __future__ import annotations
 import math
 from dataclasses import asdict
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-from wm_lib import checkpoints
+from wm_lib import checkpoints, probes
+from wm_lib.config import load_config
 from wm_lib.drift import open_loop_error
 from wm_lib.errors import StageError
 from wm_lib.gates import (
@@ -24,8 +26,12 @@ from wm_lib.gates import (
     report,
     require,
 )
+from wm_lib.models.vae import VAE, save_vae
 from wm_lib.probes import probe
 from wm_lib.rollouts import Rollouts
+from wm_lib.stages import _check_latents
+from wm_lib.tasks import get_task
+from wm_lib.worlds.truth import names
 
 NUM_SEQUENCES, LENGTH = 4, 40
 
@@ -315,3 +321,31 @@ def test_gates_can_be_kept_as_json(tmp_path: Path) -> None:
     gate = drift_bounded(Swing(growth=1e6), swinging())
     checkpoints.write_json(tmp_path / "gates.json", [asdict(gate)])
     assert checkpoints.read_json(tmp_path / "gates.json")[0]["name"] == "drift"
+
+
+@pytest.mark.parametrize("blur, max_pixels, lost", [(3, 0.7, "ball_x"), (3, 0, ""), (0.1, 0.7, ""), (99, 0, "ball_x")])
+def test_the_gate_behind_v_holds_the_ball_to_its_pixels_and_the_paddle_to_half_the_mean(
+    blur: float, max_pixels: float, lost: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Planted eyes: z is the truth about Breakout itself, the ball's x and the paddle's blurred by so many pixels."""
+    task, rng = get_task("breakout"), np.random.default_rng(0)
+    columns = names(task)
+    values = rng.uniform(0, 64, (8, 60, len(columns)))
+    blurred = np.isin(columns, ("ball_x", "paddle_x")) * np.where(np.array(columns) == "ball_x", blur, 2.0)
+    truth = {
+        "z": values + rng.normal(size=values.shape) * blurred,
+        "values": values,
+        "visible": np.ones(values.shape, bool),
+        "episode": np.repeat(np.arange(8)[:, None], 60, axis=1),
+    }
+    monkeypatch.setattr(probes, "play", lambda *args: truth)
+    save_vae(tmp_path / "vae.safetensors", VAE(3), {})
+    config = load_config("full", "breakout", None)
+    settings = config.gates.model_copy(update={"max_pixels": max_pixels, "min_active_share": 0.5})
+    run = SimpleNamespace(task=task, seed=0, config=config.model_copy(update={"gates": settings}))
+    run.weights = lambda stage: tmp_path / f"{stage}.safetensors"
+    run.latents = lambda: {"mu": rng.normal(size=(4, 9, 3))}
+    units, seen = _check_latents(run, {})
+    check(units, True)
+    check(seen, not lost)
+    assert (lost in seen.advice) and "paddle_x" not in seen.advice

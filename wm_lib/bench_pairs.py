@@ -80,7 +80,7 @@ def vae_train(task: Task, config: Config, seed: int, stack: ExitStack) -> Pair:
     """Updates as `train_vae` makes them; both sides load their frames from disk."""
     import torch
 
-    from wm_lib.models import vae
+    from wm_lib.models import foreground, vae
 
     precision, data = prepare(seed), _noise(config, seed, stack)
     settings, rng = config.vae, np.random.default_rng(seed)
@@ -88,7 +88,7 @@ def vae_train(task: Task, config: Config, seed: int, stack: ExitStack) -> Pair:
     plain = yardsticks.vae(settings.z_dim)
     adam = torch.optim.Adam(net.parameters(), lr=LEARNING_RATE, fused=True)
     plain_adam = torch.optim.Adam(plain.parameters(), lr=LEARNING_RATE)
-    scenery, episode = torch.from_numpy(vae.episode_scenery(data, rng)), data.episode.ravel()
+    scenery, episode = torch.from_numpy(foreground.episode_scenery(data, rng)), data.episode.ravel()
     loading, whole = [], []  # seconds
 
     starts = np.flatnonzero(data.has_next)
@@ -119,7 +119,7 @@ def vae_loss(task: Task, config: Config, seed: int, stack: ExitStack) -> dict[st
     """Not a speed: what both networks lose on held-out frames after the same few updates with the same plain loss."""
     import torch
 
-    from wm_lib.models import training, vae
+    from wm_lib.models import foreground, training, vae
 
     precision, rng = prepare(seed), np.random.default_rng(seed)
     directory = Path(stack.enter_context(TemporaryDirectory(ignore_cleanup_errors=True)))
@@ -129,7 +129,7 @@ def vae_loss(task: Task, config: Config, seed: int, stack: ExitStack) -> dict[st
     )  # fmt: skip
     data = Rollouts(directory)
     train, test = ((rows[:, None] * data.length + np.arange(data.length)).ravel() for rows in data.split())
-    background = vae.median_frame(data.gather(train[:: max(1, len(train) // 1000)]))
+    background = foreground.median_frame(data.gather(train[:: max(1, len(train) // 1000)]))
     net, plain = vae.VAE(config.vae.z_dim, background), yardsticks.vae(config.vae.z_dim)
 
     def loss(frames: np.ndarray, ours: bool) -> Tensor:

@@ -158,7 +158,7 @@ def find_weights(args: argparse.Namespace, task: str) -> dict[str, Path]:
     run = Pipeline.open(task, args.budget, args.run_dir, 0, args.config, rounds=args.rounds, mode=args.mode)
     for name in names:
         run.facts(name)
-    return {name: run.directory / name / f"{name}.safetensors" for name in names}
+    return {name: run.weights(name) for name in names}
 
 
 def do_course(args: argparse.Namespace) -> None:

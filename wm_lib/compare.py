@@ -321,10 +321,8 @@ def _keep_settings(
         "target": run.task.target,
         "rounds": run.round,
         "config": config,
-        "machine": provenance.machine(),
-        "versions": provenance.versions(),
         "command": command,
-        "commit": provenance.commit(),
+        **provenance.stamp(),
     }
     keep_settings(root / SETTINGS, made, _SAME, "a comparison")
 

@@ -63,9 +63,7 @@ def examine(run: Pipeline) -> dict[str, Any]:
         "memory": memory(run, truths),
         "dream": dream,
         "config": run.config.to_dict(),
-        "machine": provenance.machine(),
-        "versions": provenance.versions(),
-        "commit": provenance.commit(),
+        **provenance.stamp(),
     }
     checkpoints.write_json(path, found)
     return found
@@ -163,10 +161,10 @@ def drift_in_pixels(
         error of what V draws (of 255) where the real frame differs from its episode's scenery, with `pixels_copy` of
         the last real z instead and `pixels_seen` of the real z, which V could do at best.
     """
-    from wm_lib.models import vae
+    from wm_lib.models import foreground
 
     data = run.rollouts()
-    scenery, episode = vae.episode_scenery(data, np.random.default_rng(run.seed)), data.episode
+    scenery, episode = foreground.episode_scenery(data, np.random.default_rng(run.seed)), data.episode
     mu = latents["mu"][held_out]
     strayed = drift.open_loop_error(world_model, latents, sequences=held_out, seed=run.seed)
     found: dict[str, dict[str, float]] = {}
@@ -177,7 +175,7 @@ def drift_in_pixels(
         if not len(row):
             continue
         frames = data.gather(held_out[row] * data.length + start + k).astype(int)
-        moving = np.abs(frames - scenery[episode[held_out[row], start]]).max(-1) > vae.FOREGROUND_THRESHOLD
+        moving = np.abs(frames - scenery[episode[held_out[row], start]]).max(-1) > foreground.FOREGROUND_THRESHOLD
         drawn = {"pixels": dreamt, "pixels_copy": mu[row, start], "pixels_seen": mu[row, start + k]}
         found[str(k)] = {"z": strayed[f"error_{k}"], "z_copy": strayed[f"copy_{k}"], "spread": strayed["spread"]} | {
             name: float(np.abs(frames - world_model.decode(z)).mean(-1)[moving].mean()) for name, z in drawn.items()

@@ -159,9 +159,7 @@ def _keep_settings(run: Pipeline) -> None:
         "seed": run.seed,
         "world_model": run.facts("mdn_rnn")["key"],
         "config": {name: run.config.to_dict()[name] for name in ("controller", "evaluation")},
-        "machine": provenance.machine(),
-        "versions": provenance.versions(),
-        "commit": provenance.commit(),
+        **provenance.stamp(),
     }
     keep_settings(folder_of(run) / SETTINGS, made, ("seed", "world_model", "config"), "experiments")
 

@@ -275,28 +275,28 @@ class Pipeline:
         self.facts(stage)
         return checkpoints.load(self.directory / stage / "latents.safetensors")[0]
 
+    def weights(self, stage: str) -> Path:
+        """Where V, M, the reservoir or C of this round is, or will be."""
+        return self.directory / stage / f"{stage}.safetensors"
+
     def world_model(self, bf16: bool = False) -> WorldModel:
         """V and M together; `bf16` see `NeuralWorldModel`."""
         if self.mode != "full":
             from wm_lib.models.reservoir import Reservoir
 
             self.facts("reservoir")
-            return Reservoir.load(self.directory / "reservoir" / "reservoir.safetensors")
+            return Reservoir.load(self.weights("reservoir"))
         from wm_lib.models.neural import NeuralWorldModel
 
         for stage in ("vae", "mdn_rnn"):
             self.facts(stage)
-        return NeuralWorldModel.load(
-            self.directory / "vae" / "vae.safetensors",
-            self.directory / "mdn_rnn" / "mdn_rnn.safetensors",
-            self.config.controller.recent_z,
-            bf16,
-        )
+        recent_z = self.config.controller.recent_z
+        return NeuralWorldModel.load(self.weights("vae"), self.weights("mdn_rnn"), recent_z, bf16)
 
     def controller(self) -> Controller:
         """C."""
         self.facts("controller")
-        return Controller.load(self.directory / "controller" / "controller.safetensors")
+        return Controller.load(self.weights("controller"))
 
     def manifest(self) -> dict[str, Any]:
         """What `evaluate` measured."""

@@ -12,6 +12,11 @@ from typing import Any
 _PACKAGES = ("numpy", "torch", "gymnasium", "envpool", "ale-py", "box2d", "cma", "stable-baselines3")
 
 
+def stamp() -> dict[str, Any]:
+    """All three, as a result keeps them."""
+    return {"machine": machine(), "versions": versions(), "commit": commit()}
+
+
 def machine() -> dict[str, Any]:
     """What the figures were measured on."""
     return {"system": platform.system(), "processor": platform.machine(), "cores": os.cpu_count()}

@@ -61,7 +61,7 @@ def _collect(run: Pipeline, directory: Path) -> dict[str, Any]:
 def _vae(run: Pipeline, directory: Path) -> dict[str, Any]:
     from wm_lib.models import vae
 
-    start = vae.load_vae(run.previous.directory / "vae" / "vae.safetensors") if run.previous else None
+    start = vae.load_vae(run.previous.weights("vae")) if run.previous else None
     net = vae.train_vae(run.rollouts(), run.config.vae, seed=run.seed, directory=directory, start=start)
     vae.save_vae(directory / "vae.safetensors", net, {"task": run.task.name})
     return {"num_params": sum(p.numel() for p in net.parameters())}
@@ -71,9 +71,9 @@ def _latents(run: Pipeline, directory: Path) -> dict[str, Any]:
     from wm_lib.models import vae
 
     data = run.rollouts()
-    path, old = run.directory / "vae" / "vae.safetensors", None
+    path, old = run.weights("vae"), None
     if run.previous:
-        before = run.previous.directory / "vae" / "vae.safetensors"
+        before = run.previous.weights("vae")
         if checkpoints.read_meta(before)["sha256"] == checkpoints.read_meta(path)["sha256"]:
             latents = run.previous.latents()  # V is the same, so its latents are
             old = latents["mu"], latents["log_sigma"]
@@ -88,7 +88,7 @@ def _mdn_rnn(run: Pipeline, directory: Path) -> dict[str, Any]:
     from wm_lib.models import forecast, mdn_rnn
 
     latents = run.latents()
-    start = mdn_rnn.load_mdn_rnn(run.previous.directory / "mdn_rnn" / "mdn_rnn.safetensors") if run.previous else None
+    start = mdn_rnn.load_mdn_rnn(run.previous.weights("mdn_rnn")) if run.previous else None
     net = mdn_rnn.train_mdn_rnn(
         latents,
         run.config.mdnrnn,
@@ -240,10 +240,8 @@ def _evaluate(run: Pipeline, directory: Path) -> dict[str, Any]:
             "config": run.config.to_dict() | {SECTIONS[stage]: record["config"]
                                               for stage, record in made.items() if stage in SECTIONS},
             "executor": cluster.report(run.executor),
-            "machine": provenance.machine(),
-            "versions": provenance.versions(),
             "command": run.command("evaluate"),
-            "commit": provenance.commit(),
+            **provenance.stamp(),
             "weights": {name: sha for record in made.values() for name, sha in record["files"].items()
                         if name in WEIGHTS},
         },
@@ -268,9 +266,7 @@ def _check_latents(run: Pipeline, facts: dict[str, Any]) -> list[gates.Gate]:
         from wm_lib.models.vae import load_vae
         from wm_lib.worlds.truth import frame_names, names
 
-        eyes = NeuralWorldModel(
-            load_vae(run.directory / "vae" / "vae.safetensors"), MDNRNN(mu.shape[-1], task.num_actions, rnn_size=1)
-        )
+        eyes = NeuralWorldModel(load_vae(run.weights("vae")), MDNRNN(mu.shape[-1], task.num_actions, rnn_size=1))
         policy = rollouts.StickyRandom(task.num_actions, probes.NUM_ENVS, run.seed, run.config.collect.repeat)
         truth = probes.play(task, eyes, policy, probes.NUM_ENVS, settings.probe_decisions, run.seed)
         arrays = (truth[name] for name in ("z", "values", "visible", "episode"))

@@ -22,19 +22,23 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import affine_grid, grid_sample, max_pool2d
 
 from wm_lib import checkpoints
 from wm_lib.errors import StageError
 from wm_lib.events import Progress
 from wm_lib.models import training
+from wm_lib.models.foreground import (
+    FOVEA,
+    episode_scenery,
+    foreground_weights,
+    fovea_window,
+    less_where_still,
+    median_frame,
+)
 from wm_lib.rollouts import Rollouts
 from wm_lib.settings import VAEConfig
 
 CONTRAST = 4.0  # differences from the background are small numbers; this brings them to the scale of 1
-FOREGROUND_THRESHOLD = 25  # of 255
-FOREGROUND_MARGIN = 3  # pixels around what differs that count as foreground too
-FOVEA = 16  # pixels, the side of its window
 WARM_UP = 0.2  # share of the updates over which beta grows from 0
 
 
@@ -140,64 +144,6 @@ def kl_divergence(mu: Tensor, log_sigma: Tensor) -> Tensor:
     return 0.5 * (mu.square() + (2 * log_sigma).exp() - 1) - log_sigma
 
 
-def foreground_weights(frames: Tensor, scenery: Tensor, weight: float, still_share: float = 1.0) -> Tensor:
-    """Weight of every pixel in the loss: more in and around what differs from its episode's scenery.
-
-    Around it too, since a picture pays for a halo only there: with the weight on the ship's own pixels alone, a round
-    blob that covers every attitude of the ship costs next to nothing, and z need not know the angle. The weights of a
-    frame average 1, so a large foreground does not drown a frame with a small one, and beta means the same for all.
-
-    Args:
-        frames: uint8 (batch, 64, 64, 3).
-        scenery: The same shape: the median frame of each frame's own episode.
-        weight: How many times a pixel of the foreground weighs as much as one of the scenery.
-        still_share: Share of that weight for foreground that rests, as a gap in Breakout's wall does: the better an agent
-            plays, the more of it there is, and the less would be left for the ball. Unless it is 1, the second half of
-            the batch must be the frames that come after those of the first.
-
-    Returns:
-        float32 (batch, 64, 64, 1).
-    """
-    foreground = _around(_differ(frames, scenery))
-    if still_share < 1:
-        now, after = frames.chunk(2)
-        foreground = foreground * torch.where(_around(_differ(now, after)).repeat(2, 1, 1) > 0, 1.0, still_share)
-    weights = 1 + foreground[..., None] * (weight - 1)
-    return weights / weights.mean((1, 2, 3), keepdim=True)
-
-
-def _differ(frames: Tensor, others: Tensor) -> Tensor:
-    """1 where frames uint8 (batch, 64, 64, 3) clearly differ, else 0: float32 (batch, 64, 64)."""
-    difference = torch.maximum(frames, others) - torch.minimum(frames, others)
-    return (difference.amax(3) > FOREGROUND_THRESHOLD).float()
-
-
-def _around(mask: Tensor) -> Tensor:
-    """The mask (batch, 64, 64) with the margin around it."""
-    return max_pool2d(mask, 2 * FOREGROUND_MARGIN + 1, 1, FOREGROUND_MARGIN)
-
-
-def fovea_window(pictures: Tensor, weights: Tensor) -> Tensor:
-    """The window of `FOVEA` pixels around the foreground's centre of mass, to a fraction of a pixel.
-
-    Args:
-        pictures: float32 (batch, 64, 64, 3).
-        weights: What `foreground_weights` made of the same frames, (batch, 64, 64, 1).
-
-    Returns:
-        float32 (batch, 3, FOVEA, FOVEA), 0 outside of the picture; around the middle where there is no foreground.
-    """
-    mass = weights[..., 0] - weights.amin((1, 2, 3))[:, None, None]
-    mass = mass / mass.sum((1, 2), keepdim=True).clamp(min=1e-6)
-    place = (torch.arange(64) + 0.5) / 32 - 1  # of a pixel's centre, as `grid_sample` counts: -1 to 1
-    windows = torch.zeros(len(mass), 2, 3)
-    windows[:, 0, 0] = windows[:, 1, 1] = FOVEA / 64
-    windows[:, 0, 2] = (mass.sum(1) * place).sum(1)
-    windows[:, 1, 2] = (mass.sum(2) * place).sum(1)
-    grid = affine_grid(windows, [len(mass), 3, FOVEA, FOVEA], align_corners=False)
-    return grid_sample(pictures.permute(0, 3, 1, 2), grid, align_corners=False)
-
-
 def vae_loss(
     vae: VAE,
     frames: Tensor | np.ndarray,
@@ -239,22 +185,6 @@ def vae_loss(
     return loss, parts
 
 
-def median_frame(frames: np.ndarray) -> np.ndarray:
-    """Per-pixel median, float32 (64, 64, 3) in [0, 1], of frames uint8 (n, 64, 64, 3)."""
-    return (np.median(frames, axis=0) / 255).astype(np.float32)
-
-
-def episode_scenery(rollouts: Rollouts, rng: np.random.Generator, frames_per_episode: int = 24) -> np.ndarray:
-    """Median frame of each episode, uint8 (num_episodes, 64, 64, 3): what does not move in an episode is scenery."""
-    episode = rollouts.episode.ravel()
-    order = np.argsort(episode, kind="stable")
-    chosen = [
-        np.sort(rng.choice(flat, min(len(flat), frames_per_episode), replace=False))
-        for flat in np.split(order, np.searchsorted(episode[order], np.arange(1, episode.max() + 1)))
-    ]
-    return np.stack([np.median(rollouts.gather(index), axis=0).astype(np.uint8) for index in chosen])
-
-
 def configured_loss(
     vae: VAE, frames: Tensor, scenery: Tensor, config: VAEConfig, beta: float
 ) -> tuple[Tensor, dict[str, Tensor]]:
@@ -262,7 +192,9 @@ def configured_loss(
     with training.fast_autocast():
         if not config.centred:
             return vae_loss(vae, frames, None, beta, slowness=0.0, fovea=0.0)
-        weights = foreground_weights(frames, scenery, config.foreground_weight, config.still_share)
+        weights = foreground_weights(frames, scenery, config.foreground_weight)
+        if config.still_share < 1:
+            weights = less_where_still(weights, frames, config.still_share)
         return vae_loss(vae, frames, weights, beta, config.slowness, config.fovea)
 
 

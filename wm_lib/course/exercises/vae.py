@@ -19,9 +19,9 @@ def __getattr__(name: str) -> Any:
     """Solutions that are the library's own, imported when asked for: they need torch."""
     if name not in OF_THE_LIBRARY:
         raise AttributeError(f"module {__name__} has no attribute {name}")
-    from wm_lib.models import vae
+    from wm_lib.models import foreground, vae
 
-    return getattr(vae, name)
+    return getattr(foreground if name == "foreground_weights" else vae, name)
 
 
 def reparameterise(mu: Tensor, log_sigma: Tensor, noise: Tensor) -> Tensor:
@@ -132,7 +132,7 @@ def check_foreground_weights(attempt: Callable) -> None:
     """On frames with a bright thing, a dark one, a faint blue one, and noise below the threshold."""
     import torch
 
-    from wm_lib.models.vae import foreground_weights
+    from wm_lib.models.foreground import foreground_weights
 
     rng = np.random.default_rng(3)
     scenery = rng.integers(100, 120, (2, 64, 64, 3)).astype(np.uint8)
