@@ -97,10 +97,12 @@ plots.scores(own or manifests["shipped"])
 # %% [markdown]
 # ## 2. How it is measured
 # - **Where.** In Gymnasium's own environment, not on the fast path that training used, and in float32.
-# - **What.** Whole episodes, raw rewards: nothing clipped, scaled or shaped. The seeds are fixed and follow one another.
-# - **Atari.** Each decision holds for four frames, and up to 30 idle ones start a game. Losing a life does not end it. FIRE is
-#   pressed by the environment and counts as a decision. Actions are *sampled*, with a generator seeded per episode, since a fixed
-#   agent could learn the few possible starts by heart.
+# - **What.** Whole episodes, raw rewards: nothing clipped, scaled or shaped, though while C learns they may be. The seeds are fixed
+#   and follow one another.
+# - **Atari.** Each decision holds for four frames, and up to 30 idle ones start a game. Losing a life does not end it
+#   (while C learns Breakout it does: the next ball comes at once, so there would be little to learn from a miss). FIRE is pressed
+#   by the environment and counts as a decision. Actions are *sampled*, with a generator seeded per episode, since a fixed agent
+#   could learn the few possible starts by heart.
 # - **LunarLander.** Actions are sampled too. The ship's exhaust is not drawn, since the fast path has none; it touches nothing.
 # - **CarRacing.** Actions are sampled here as well. The digits in the corner of the picture, the return so far, are not shown.
 # - **Cost.** *Real steps* are all decisions that learning took in the real environment, the data for V and M included, the
