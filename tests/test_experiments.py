@@ -105,13 +105,17 @@ def test_cma_es_gets_as_many_decisions_as_ppo(run: Pipeline) -> None:
 def test_all_variants_learn_and_none_is_measured_twice(run, monkeypatch, capsys) -> None:
     asked = short(monkeypatch)
     rows = experiment(run, ["features", "method"])
-    names = [RANDOM, "as it is", "z only", "h only", "untrained M", "CMA-ES", "linear"]
+    features = ["as it is", "z only", "latest z only", "latest z and h", "h only", "untrained M"]
+    names = [RANDOM, *features, "CMA-ES", "linear"]
     assert [row.variant for row in rows] == names
     assert len(asked) == len(names)
     folder = experiments.folder_of(run)
-    assert [row.real_decisions for row in rows][:5] == [0, 64, 64, 64, 64]
+    assert [row.real_decisions for row in rows][:7] == [0] + 6 * [64]
     linear = Controller.load(folder / "linear" / "controller.safetensors")
     assert [weight.shape for weight in linear.weights] == [(16, 3)]
+    latest = Controller.load(folder / "latest-z-only" / "controller.safetensors")
+    assert latest.weights[0].shape[0] == 12  # one z of 4, h of 8
+    assert latest.feature_mean[:4].any() and not latest.feature_mean[4:].any()
     blind = Controller.load(folder / "h-only" / "controller.safetensors")
     same = np.random.default_rng(3).normal(size=(1, 16)).astype(np.float32)
     assert blind.feature_mean[:8].any() == False  # noqa: E712 (a mean of zeros)

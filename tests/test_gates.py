@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from wm_lib import checkpoints, probes
+from wm_lib import checkpoints, probes, stages
 from wm_lib.config import load_config
 from wm_lib.drift import open_loop_error
 from wm_lib.errors import StageError
@@ -342,10 +342,34 @@ def test_the_gate_behind_v_holds_the_ball_to_its_pixels_and_the_paddle_to_half_t
     save_vae(tmp_path / "vae.safetensors", VAE(3), {})
     config = load_config("full", "breakout", None)
     settings = config.gates.model_copy(update={"max_pixels": max_pixels, "min_active_share": 0.5})
-    run = SimpleNamespace(task=task, seed=0, config=config.model_copy(update={"gates": settings}))
+    run = SimpleNamespace(task=task, seed=0, previous=None, config=config.model_copy(update={"gates": settings}))
     run.weights = lambda stage: tmp_path / f"{stage}.safetensors"
     run.latents = lambda: {"mu": rng.normal(size=(4, 9, 3))}
     units, seen = _check_latents(run, {})
     check(units, True)
     check(seen, not lost)
     assert (lost in seen.advice) and "paddle_x" not in seen.advice
+
+
+def test_in_later_rounds_the_gate_behind_v_looks_at_the_agents_play_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Planted eyes that see the ball in random play and lose it in the agent's."""
+    task, rng = get_task("breakout"), np.random.default_rng(0)
+    values = rng.uniform(0, 64, (8, 60, len(names(task))))
+    truth = {"values": values, "visible": values > 0, "episode": np.repeat(np.arange(8)[:, None], 60, axis=1)}
+    ball = np.isin(names(task), ("ball_x", "ball_y"))
+    sights = {"random": values, "agent": np.where(ball, rng.uniform(0, 64, values.shape), values)}
+    monkeypatch.setattr(probes, "play", lambda task, eyes, policy, *rest: truth | {"z": sights[policy]})
+    monkeypatch.setattr(stages, "_random_player", lambda *args: "random")
+    monkeypatch.setattr(stages, "_sampled_player", lambda *args: "agent")
+    save_vae(tmp_path / "vae.safetensors", VAE(3), {})
+    before = SimpleNamespace(world_model=lambda bf16: None, controller=lambda: None)
+    run = SimpleNamespace(task=task, seed=0, previous=before, config=load_config("laptop", "breakout"))
+    run.weights = lambda stage: tmp_path / f"{stage}.safetensors"
+    run.latents = lambda: {"mu": rng.normal(size=(4, 9, 3))}
+    units, random, agent = _check_latents(run, {})
+    check(random, True)
+    check(agent, False)
+    assert (random.name, agent.name) == ("probe", "probe_agent")
+    assert "ball_x" in agent.advice and "paddle_x" not in agent.advice

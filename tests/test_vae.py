@@ -245,7 +245,7 @@ def test_a_frame_counts_the_same_however_large_its_foreground(size: int) -> None
     assert weights[1].max() == pytest.approx(30 * weights[1].min(), rel=1e-5)
 
 
-@pytest.mark.parametrize("share", [0.1, 0.5, 1.0])
+@pytest.mark.parametrize("share", [0.0, 0.1, 0.5, 1.0])
 def test_what_rests_has_a_share_of_the_weight_of_what_moves(share: float) -> None:
     """Two pairs of frames: a ball that moves across a wall with a gap, and a gap alone."""
     scenery = np.full((4, 64, 64, 3), 90, np.uint8)

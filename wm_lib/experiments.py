@@ -53,6 +53,9 @@ class Variant:
 VARIANTS = {
     "as it is": Variant(),
     "z only": Variant(blind_to="h"),
+    # Some recent z tell how fast things move, and so does h: the paper's C sees one z.
+    "latest z only": Variant({"recent_z": 1}, blind_to="h"),
+    "latest z and h": Variant({"recent_z": 1}),
     "h only": Variant(blind_to="z"),
     "untrained M": Variant(untrained=True),
     "linear": Variant({"hidden": []}),
@@ -65,7 +68,7 @@ VARIANTS = {
     "dream at 1.5": Variant({"where": "dream", "dream_temperature": 1.5}),
 }
 EXPERIMENTS = {
-    "features": ("as it is", "z only", "h only", "untrained M"),
+    "features": ("as it is", "z only", "latest z only", "latest z and h", "h only", "untrained M"),
     "size": ("linear", "one layer of 64", "as it is"),
     "method": ("CMA-ES", "linear", "as it is"),  # CMA-ES breeds a linear C
     "world": ("dream", "dream, then real", "as it is"),

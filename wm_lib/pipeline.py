@@ -217,7 +217,7 @@ class Pipeline:
             return []
         record, path = self.facts(stage), self.directory / stage / "gates.json"
         settings = self.config.gates.to_dict() | {"stop": None}
-        made_from = {"version": VERSION, "stage": record["key"], "settings": settings}
+        made_from = {"version": gates.VERSION, "stage": record["key"], "settings": settings}
         try:
             found = checkpoints.read_json(path)
             if found["made_from"] == made_from:

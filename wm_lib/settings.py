@@ -70,7 +70,7 @@ class VAEConfig(Section):
     num_updates: int = Field(2000, ge=1, le=10**8)
     centred: bool = True
     foreground_weight: float = Field(30.0, ge=1, le=10_000)
-    still_share: float = Field(1.0, gt=0, le=1)
+    still_share: float = Field(1.0, ge=0, le=1)
     slowness: float = Field(0.1, ge=0, le=1000)
     fovea: float = Field(0.0, ge=0, le=10_000)
 

@@ -8,6 +8,7 @@ folder that returns facts worth keeping; a check is a function of the pipeline a
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -267,15 +268,22 @@ def _check_latents(run: Pipeline, facts: dict[str, Any]) -> list[gates.Gate]:
         from wm_lib.worlds.truth import frame_names, names
 
         eyes = NeuralWorldModel(load_vae(run.weights("vae")), MDNRNN(mu.shape[-1], task.num_actions, rnn_size=1))
-        policy = rollouts.StickyRandom(task.num_actions, probes.NUM_ENVS, run.seed, run.config.collect.repeat)
-        truth = probes.play(task, eyes, policy, probes.NUM_ENVS, settings.probe_decisions, run.seed)
-        arrays = (truth[name] for name in ("z", "values", "visible", "episode"))
-        found = probes.probe(*arrays, names(task), kind="mlp", seed=run.seed)
         positions = [name for name in frame_names(task) if name.endswith(("_x", "_y"))]
         # Paddles are not held to it: Pong's is drawn up to a pixel from where it is, see `ground_truth`.
         small = [name for name in positions if name.startswith(("ball", "ship"))]
         limits = dict.fromkeys(small, settings.max_pixels) if settings.max_pixels else None
-        checks.append(gates.probe_error(found, limits=limits, only=positions))
+
+        def seen(policy: rollouts.Policy) -> dict[str, dict[str, float | None]]:
+            truth = probes.play(task, eyes, policy, probes.NUM_ENVS, settings.probe_decisions, run.seed)
+            arrays = (truth[name] for name in ("z", "values", "visible", "episode"))
+            return probes.probe(*arrays, names(task), kind="mlp", seed=run.seed)
+
+        random = _random_player(task.num_actions, probes.NUM_ENVS, run.config.collect.repeat, run.seed)
+        checks.append(gates.probe_error(seen(random), limits=limits, only=positions))
+        if run.previous:
+            # On good play a V that is new to it is only asked not to be blind.
+            play = seen(_explorer(run, probes.NUM_ENVS)(run.seed))
+            checks.append(replace(gates.probe_error(play, only=positions), name="probe_agent"))
     return checks
 
 
