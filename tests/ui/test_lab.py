@@ -16,7 +16,7 @@ FIGURES = {  # words from the cell with the picture that matters most
     "03_vae": '"V draws": drawn',
     "04_mdn_rnn": "plots.frame_rows(shown",
     "05_controller": "films.film(",
-    "06_dream": "films.film(",
+    "06_dream": "films.film(np.concatenate(",
     "07_curriculum": "plots.scores(",
     "08_results": "plots.scores(",
 }
