@@ -111,7 +111,7 @@ panes = [beside(*seen) for seen in zip(data.gather(row * data.length + np.arange
 films.film(np.stack(panes), "Three pictures side by side: held-out play, V's drawing of it, and the dream of M")
 
 # %% [markdown]
-# **Explain.** Every 30 decisions the dream is shown the game again and jumps back to it; between them it drifts. The middle picture
+# **Explain.** Every `RESEED` decisions the dream is shown the game again and jumps back to it; between them it drifts. The middle picture
 # is the best that the right one could be: what V does not see, M cannot dream of.
 
 # %% [markdown]

@@ -19,9 +19,9 @@ def __getattr__(name: str) -> Any:
     """Solutions that are the library's own, imported when asked for: they need torch."""
     if name not in OF_THE_LIBRARY:
         raise AttributeError(f"module {__name__} has no attribute {name}")
-    from wm_lib.models import foreground, vae
+    from wm_lib.models import vae
 
-    return getattr(foreground if name == "foreground_weights" else vae, name)
+    return getattr(vae, name)
 
 
 def reparameterise(mu: Tensor, log_sigma: Tensor, noise: Tensor) -> Tensor:
