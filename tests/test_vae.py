@@ -23,16 +23,15 @@ from wm_lib.models.foreground import (
     less_where_still,
     median_frame,
 )
+from wm_lib.models.patches import from_patches, to_patches
 from wm_lib.models.vae import (
     CONTRAST,
     VAE,
     active_units,
     encode_frames,
-    from_patches,
     kl_divergence,
     load_vae,
     save_vae,
-    to_patches,
     train_vae,
     vae_loss,
 )

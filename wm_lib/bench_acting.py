@@ -55,14 +55,14 @@ def dream_step(task: Task, config: Config, seed: int, stack: ExitStack) -> Pair:
 
     from wm_lib.models.mdn_rnn import MDNRNN
     from wm_lib.models.neural import NeuralWorldModel
-    from wm_lib.models.vae import VAE
+    from wm_lib.models.vae import make_vae
     from wm_lib.worlds.dream import DreamVectorEnv
     from wm_lib.worlds.envs import make_env
 
     precision, num_envs, z_dim = prepare(seed), config.controller.num_envs, config.vae.z_dim
     memory = MDNRNN(z_dim, task.num_actions, config.mdnrnn.rnn_size, config.mdnrnn.num_mixtures)
     torch.nn.init.constant_(memory.done.bias, -8.0)  # untrained, it would end half of the dreams at every step
-    eyes = VAE(z_dim, fovea=config.vae.centred and config.vae.fovea > 0)
+    eyes = make_vae(config.vae)
     model = NeuralWorldModel(eyes, memory, config.controller.recent_z, bf16=True)
     start_z = np.random.default_rng(seed).standard_normal((1000, z_dim), dtype=np.float32)
     dream = DreamVectorEnv(model, start_z, NUM_DREAMS, task.max_decisions, 1.0, task.num_actions, seed)

@@ -50,7 +50,7 @@ def vae_encode(task: Task, config: Config, seed: int, stack: ExitStack) -> Pair:
     from wm_lib.models import training, vae
 
     precision, data = prepare(seed), _noise(config, seed, stack)
-    net, plain = vae.VAE(config.vae.z_dim, fovea=config.vae.fovea > 0), yardsticks.vae(config.vae.z_dim)
+    net, plain = vae.make_vae(config.vae), yardsticks.vae(config.vae.z_dim)
     batches = cycle(np.split(np.arange(data.num_frames), range(ENCODE_BATCH, data.num_frames, ENCODE_BATCH)))
     loading, whole = [], []  # seconds
 
@@ -84,7 +84,7 @@ def vae_train(task: Task, config: Config, seed: int, stack: ExitStack) -> Pair:
 
     precision, data = prepare(seed), _noise(config, seed, stack)
     settings, rng = config.vae, np.random.default_rng(seed)
-    net = vae.VAE(settings.z_dim, fovea=settings.centred and settings.fovea > 0)
+    net = vae.make_vae(settings)
     plain = yardsticks.vae(settings.z_dim)
     adam = torch.optim.Adam(net.parameters(), lr=LEARNING_RATE, fused=True)
     plain_adam = torch.optim.Adam(plain.parameters(), lr=LEARNING_RATE)

@@ -61,6 +61,7 @@ class VAEConfig(Section):
         still_share: Share of that weight for such pixels where nothing moves from a frame to the next; 1 = all of it.
         slowness: Weight in the loss of how far z moves from a frame to the next.
         fovea: Weight in the loss of the window around the foreground, drawn once more; 0: V has no fovea.
+        num_places: How many moving things have their places as the first numbers of z.
     """
 
     z_dim: int = Field(32, ge=1, le=1024)
@@ -73,6 +74,13 @@ class VAEConfig(Section):
     still_share: float = Field(1.0, ge=0, le=1)
     slowness: float = Field(0.1, ge=0, le=1000)
     fovea: float = Field(0.0, ge=0, le=10_000)
+    num_places: int = Field(0, ge=0, le=512)
+
+    @model_validator(mode="after")
+    def _places_fit(self) -> Self:
+        if 2 * self.num_places > self.z_dim:
+            raise ValueError(f"num_places: {self.num_places} places need a z_dim of at least {2 * self.num_places}")
+        return self
 
 
 class MDNRNNConfig(Section):

@@ -55,6 +55,24 @@ def foreground_weights(frames: Tensor, scenery: Tensor, weight: float) -> Tensor
     return weights / weights.mean((1, 2, 3), keepdim=True)
 
 
+def differ(pictures: Tensor, others: Tensor) -> Tensor:
+    """Where two stacks of uint8 pictures (batch, 64, 64, 3) differ: bool (batch, 64, 64)."""
+    return (torch.maximum(pictures, others) - torch.minimum(pictures, others)).amax(3) > FOREGROUND_THRESHOLD
+
+
+def moving_foreground(frames: Tensor, scenery: Tensor) -> Tensor:
+    """Pixels that differ both from the episode's scenery and from the frame after or before: what moves, and is here.
+
+    Args:
+        frames: uint8 (batch, 64, 64, 3); the second half of the batch are those that come after the first half's.
+        scenery: The same shape: the median frame of each frame's own episode.
+
+    Returns:
+        bool (batch, 64, 64).
+    """
+    return differ(frames, scenery) & differ(*frames.chunk(2)).repeat(2, 1, 1)
+
+
 def less_where_still(weights: Tensor, frames: Tensor, share: float) -> Tensor:
     """Leave foreground that rests, as a gap in Breakout's wall does, only a share of what it weighs above the scenery.
 
@@ -68,8 +86,7 @@ def less_where_still(weights: Tensor, frames: Tensor, share: float) -> Tensor:
     Returns:
         float32 (batch, 64, 64, 1); the weights of a frame average 1 again.
     """
-    now, after = frames.int().chunk(2)
-    moved = ((after - now).abs().amax(3) > FOREGROUND_THRESHOLD).float()
+    moved = differ(*frames.chunk(2)).float()
     moving = max_pool2d(moved, 2 * FOREGROUND_MARGIN + 1, 1, FOREGROUND_MARGIN)[..., None].repeat(2, 1, 1, 1)
     lowest = weights.amin((1, 2, 3), keepdim=True)
     weights = lowest + (weights - lowest) * (share + (1 - share) * moving)

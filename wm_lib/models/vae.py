@@ -34,26 +34,16 @@ from wm_lib.models.foreground import (
     fovea_window,
     less_where_still,
     median_frame,
+    moving_foreground,
 )
+from wm_lib.models.patches import from_patches, to_patches
+from wm_lib.models.places import REACH, Places, astray
 from wm_lib.rollouts import Rollouts
 from wm_lib.settings import VAEConfig
 
 CONTRAST = 4.0  # differences from the background are small numbers; this brings them to the scale of 1
+ASTRAY = 0.2  # weight of the nats by which places miss what moves
 WARM_UP = 0.2  # share of the updates over which beta grows from 0
-
-
-def to_patches(pictures: Tensor) -> Tensor:
-    """Cut pictures (batch, 64, 64, channels) into 4 x 4 patches: (batch, 16 * channels, 16, 16), channels last."""
-    batch, channels = pictures.shape[0], pictures.shape[3]
-    grid = pictures.reshape(batch, 16, 4, 16, 4, channels).permute(0, 1, 3, 2, 4, 5)
-    return grid.reshape(batch, 16, 16, 16 * channels).permute(0, 3, 1, 2)
-
-
-def from_patches(patches: Tensor) -> Tensor:
-    """Put pictures together again, the inverse of `to_patches`."""
-    batch, channels = patches.shape[0], patches.shape[1] // 16
-    grid = patches.permute(0, 2, 3, 1).reshape(batch, 16, 16, 4, 4, channels).permute(0, 1, 3, 2, 4, 5)
-    return grid.reshape(batch, 64, 64, channels)
 
 
 class Bridge(nn.Module):
@@ -79,19 +69,23 @@ class VAE(nn.Module):
         background: float32 (64, 64, 3) in [0, 1], what the frame is compared with; zeros if None.
         fovea: With a fovea: `look` draws what it shows, and the encoder has a second path, *what* beside where: its
             features' maxima over the frame, which tell how a thing looks wherever it is.
+        num_places: How many things' places are z's first numbers, x and y of each; at most half of z.
     """
 
-    def __init__(self, z_dim: int = 32, background: np.ndarray | None = None, fovea: bool = False) -> None:
+    def __init__(
+        self, z_dim: int = 32, background: np.ndarray | None = None, fovea: bool = False, num_places: int = 0
+    ) -> None:
         super().__init__()
         self.z_dim = z_dim
+        rest_dim = z_dim - 2 * num_places  # of z, what says no place
         self.encoder = nn.Sequential(
             nn.Conv2d(48, 64, 3, padding=1), nn.ReLU(),
             nn.Conv2d(64, 128, 2, stride=2), nn.ReLU(),
             nn.Conv2d(128, 256, 2, stride=2), nn.ReLU(), nn.Flatten(),
-            nn.Linear(256 * 4 * 4, 2 * z_dim),
+            nn.Linear(256 * 4 * 4, rest_dim + z_dim),
         )  # fmt: skip
         self.decoder = nn.Sequential(
-            Bridge(z_dim, 256 * 4 * 4), nn.Unflatten(1, (256, 4, 4)), nn.ReLU(),
+            Bridge(rest_dim, 256 * 4 * 4), nn.Unflatten(1, (256, 4, 4)), nn.ReLU(),
             nn.Conv2d(256, 64 * 4, 3, padding=1), nn.PixelShuffle(2), nn.ReLU(),
             nn.Conv2d(64, 64 * 4, 3, padding=1), nn.PixelShuffle(2), nn.ReLU(),
             nn.Conv2d(64, 48, 3, padding=1),
@@ -99,12 +93,14 @@ class VAE(nn.Module):
         if fovea:
             self.what = nn.Sequential(
                 nn.Conv2d(64, 64, 3, padding=1), nn.AdaptiveMaxPool2d(1), nn.Flatten(), nn.ReLU(),
-                nn.Linear(64, 128), nn.ReLU(), nn.Linear(128, 2 * z_dim),
+                nn.Linear(64, 128), nn.ReLU(), nn.Linear(128, rest_dim + z_dim),
             )  # fmt: skip
             self.look = nn.Sequential(
                 nn.Linear(z_dim, 256), nn.ReLU(), nn.Linear(256, 256), nn.ReLU(), nn.Linear(256, 3 * FOVEA * FOVEA),
                 nn.Unflatten(1, (3, FOVEA, FOVEA)),
             )  # fmt: skip
+        if num_places:
+            self.places = Places(64, num_places)
         if background is None:
             background = np.zeros((64, 64, 3), np.float32)
         self.register_buffer("background", torch.tensor(background, dtype=torch.float32))
@@ -114,6 +110,11 @@ class VAE(nn.Module):
     def has_fovea(self) -> bool:
         """Whether it was made with one."""
         return hasattr(self, "look")
+
+    @property
+    def num_places(self) -> int:
+        """How many it was made with."""
+        return self.places.num_places if hasattr(self, "places") else 0
 
     def centre(self, frames: Tensor | np.ndarray) -> Tensor:
         """Difference of frames uint8 (batch, 64, 64, 3) from the background, in patches (batch, 48, 16, 16)."""
@@ -126,16 +127,27 @@ class VAE(nn.Module):
         out = self.encoder[2:](features)
         if self.has_fovea:
             out = out + self.what(features)
-        mu, log_sigma = out.float().chunk(2, dim=1)
+        mu, log_sigma = out.float().split([self.z_dim - 2 * self.num_places, self.z_dim], dim=1)
+        if self.num_places:
+            mu = torch.cat([REACH * self.places.find(features).flatten(1), mu], dim=1)
         return mu, log_sigma.clamp(-7, 3)
 
     def encode(self, frames: Tensor | np.ndarray) -> tuple[Tensor, Tensor]:
         """`mu` and `log_sigma`, each float32 (batch, z_dim), of frames uint8 (batch, 64, 64, 3)."""
         return self.posterior(self.centre(frames))
 
+    def places_in(self, z: Tensor) -> Tensor:
+        """The places that z (batch, z_dim) says: (batch, num_places, 2), x and y from -1 to 1."""
+        return z[:, : 2 * self.num_places].unflatten(1, (-1, 2)) / REACH
+
+    def draw(self, z: Tensor) -> Tensor:
+        """What `centre` should have made of the frame, of z (batch, z_dim): patches (batch, 48, 16, 16)."""
+        drawn = self.decoder(z[:, 2 * self.num_places :])
+        return drawn + self.places.picture(self.places_in(z)) if self.num_places else drawn
+
     def decode(self, z: Tensor) -> Tensor:
         """Mean of p(frame | z), pixels (batch, 3, 64, 64) in [0, 1], of z (batch, z_dim)."""
-        difference = from_patches(self.decoder(z).float()) / CONTRAST
+        difference = from_patches(self.draw(z).float()) / CONTRAST
         return (self.background + difference).clamp(0, 1).permute(0, 3, 1, 2)
 
 
@@ -151,6 +163,7 @@ def vae_loss(
     beta: float,
     slowness: float = 0.0,
     fovea: float = 0.0,
+    moving: Tensor | None = None,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Negative evidence lower bound with weighted squared error: error + beta * KL, summed over pixels and latents.
 
@@ -161,14 +174,15 @@ def vae_loss(
         slowness: Weight of the squared distance between the `mu` of frames that follow each other; unless it is 0,
             the second half of the batch must be the frames that come after those of the first.
         fovea: Weight of the squared error in the fovea's window; unless it is 0, V must have a fovea.
+        moving: (batch, 64, 64), where something moves; V's places, if it has any, are to be near.
 
     Returns:
-        The loss per frame, and its parts `error`, `kl` and, with slowness, `change` per frame or pair; `fovea`.
+        The loss per frame, and its parts `error`, `kl` and, where they count, `change` (per pair), `fovea`, `astray`.
     """
     centred = vae.centre(frames)
     mu, log_sigma = vae.posterior(centred)
     z = mu + log_sigma.exp() * torch.randn_like(mu)
-    error = (vae.decoder(z).float() - centred).square()
+    error = (vae.draw(z).float() - centred).square()
     if weights is not None:
         error = error * to_patches(weights.expand(-1, -1, -1, 3))
     error = error.sum() / (CONTRAST**2 * len(centred))
@@ -182,6 +196,9 @@ def vae_loss(
         window = fovea_window(from_patches(centred), weights)
         missed = (vae.look(z).float() - window).square().sum() / (CONTRAST**2 * len(centred))
         loss, parts = loss + fovea * missed, parts | {"fovea": missed.detach()}
+    if moving is not None and vae.num_places:
+        away = astray(vae.places_in(mu), moving).mean()
+        loss, parts = loss + ASTRAY * away, parts | {"astray": away.detach()}
     return loss, parts
 
 
@@ -195,7 +212,14 @@ def configured_loss(
         weights = foreground_weights(frames, scenery, config.foreground_weight)
         if config.still_share < 1:
             weights = less_where_still(weights, frames, config.still_share)
-        return vae_loss(vae, frames, weights, beta, config.slowness, config.fovea)
+        moving = moving_foreground(frames, scenery) if vae.num_places else None
+        return vae_loss(vae, frames, weights, beta, config.slowness, config.fovea, moving)
+
+
+def make_vae(config: VAEConfig, background: np.ndarray | None = None) -> VAE:
+    """An untrained V as the settings want it; the plain one has neither fovea nor places."""
+    extras = {"fovea": config.fovea > 0, "num_places": config.num_places} if config.centred else {}
+    return VAE(config.z_dim, background, **extras)
 
 
 def train_vae(rollouts: Rollouts, config: VAEConfig, *, seed: int, directory: Path, start: VAE | None = None) -> VAE:
@@ -210,7 +234,7 @@ def train_vae(rollouts: Rollouts, config: VAEConfig, *, seed: int, directory: Pa
     background = median_frame(rollouts.gather(np.sort(sample))) if config.centred else None
     scenery = torch.from_numpy(episode_scenery(rollouts, rng))
     episode = rollouts.episode.ravel()
-    vae = VAE(config.z_dim, background, config.centred and config.fovea > 0)
+    vae = make_vae(config, background)
     if start is not None:
         vae.load_state_dict(start.state_dict())
     flat, followed = np.arange(rollouts.num_frames).reshape(rollouts.first.shape), rollouts.has_next
@@ -281,7 +305,7 @@ def active_units(mu: np.ndarray, threshold: float = 0.01) -> int:
 def save_vae(path: Path, vae: VAE, meta: dict) -> str:
     """Write weights and background in half precision; returns the sha256."""
     tensors = {name: value.detach().numpy() for name, value in vae.state_dict().items()}
-    kind = {"kind": "vae", "z_dim": vae.z_dim, "fovea": vae.has_fovea}
+    kind = {"kind": "vae", "z_dim": vae.z_dim, "fovea": vae.has_fovea, "num_places": vae.num_places}
     return checkpoints.save(path, checkpoints.half(tensors), kind | meta)
 
 
@@ -297,6 +321,9 @@ def load_vae(path: Path) -> VAE:
     z_dim = meta.get("z_dim")
     if not isinstance(z_dim, int) or z_dim < 1:
         raise StageError(f"{path} does not say the size of its z; train V again")
-    vae = VAE(z_dim, fovea=meta.get("fovea") is True)
+    num_places = meta.get("num_places", 0)
+    if not isinstance(num_places, int) or not 0 <= 2 * num_places <= z_dim:
+        raise StageError(f"{path} has {num_places!r} places in {z_dim} numbers of z; train V again")
+    vae = VAE(z_dim, fovea=meta.get("fovea") is True, num_places=num_places)
     training.fill(vae, checkpoints.half(tensors), path)
     return vae.eval()

@@ -1,0 +1,191 @@
+"""Places against brute force, closed forms, and balls whose places are planted."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from wm_lib import checkpoints
+from wm_lib.config import load_config
+from wm_lib.errors import StageError, UsageError
+from wm_lib.models.foreground import moving_foreground
+from wm_lib.models.places import SPREAD, Places, astray, spots
+from wm_lib.models.vae import VAE, load_vae, make_vae, save_vae, vae_loss
+from wm_lib.settings import VAEConfig
+
+
+def pixel(column: float, row: float) -> tuple[float, float]:
+    """The place, from -1 to 1, of the middle of a pixel."""
+    return (column + 0.5) / 32 - 1, (row + 0.5) / 32 - 1
+
+
+def test_a_spot_is_a_gaussian_around_its_place() -> None:
+    places = torch.tensor([[pixel(10, 20), pixel(40.5, 3)], [pixel(63, 63), pixel(-9, 30)]])
+    lights = spots(places, 3.0)
+    assert lights.shape == (2, 64, 64, 2)
+    rows, columns = np.mgrid[:64, :64]
+    for batch, place, column, row in [(0, 0, 10, 20), (0, 1, 40.5, 3), (1, 0, 63, 63), (1, 1, -9, 30)]:
+        expected = np.exp(-((columns - column) ** 2 + (rows - row) ** 2) / (2 * 3.0**2))
+        np.testing.assert_allclose(lights[batch, :, :, place].numpy(), expected, atol=1e-5)
+
+
+def test_astray_is_the_log_likelihood_of_the_moving_pixels() -> None:
+    rng = np.random.default_rng(0)
+    centres = rng.uniform(0, 63, (2, 3, 2))
+    places = torch.tensor([[pixel(*centre) for centre in frame] for frame in centres], dtype=torch.float32)
+    moving = rng.random((2, 64, 64)) < 0.01
+    expected = [
+        sum(
+            -math.log(sum(math.exp(-((c - x) ** 2 + (r - y) ** 2) / (2 * SPREAD**2)) for x, y in frame) + 1e-300)
+            for r, c in zip(*np.nonzero(pixels), strict=True)
+        )
+        for frame, pixels in zip(centres, moving, strict=True)
+    ]
+    near = torch.from_numpy(moving)
+    np.testing.assert_allclose(astray(places, near).numpy(), expected, rtol=2e-3)
+
+
+def test_a_place_far_from_what_moves_is_pulled_there_as_a_near_one_is_not() -> None:
+    """What drawing alone cannot do: the pull grows with the distance."""
+    moving = torch.zeros(1, 64, 64)
+    moving[0, 50, 8] = 1
+    pulls = []
+    for column, row in [(8.5, 50), (20, 40), (60, 2)]:
+        place = torch.tensor([[pixel(column, row)]], requires_grad=True)
+        astray(place, moving).sum().backward()
+        towards = torch.tensor(pixel(8, 50)) - place.detach()[0, 0]
+        assert torch.dot(-place.grad[0, 0], towards) == pytest.approx(
+            float(place.grad.norm() * towards.norm()), rel=1e-3
+        )
+        pulls.append(float(place.grad.norm()))
+    assert pulls[0] < pulls[1] < pulls[2]
+
+
+def test_nothing_that_moves_pulls_nothing() -> None:
+    places = torch.zeros(2, 2, 2, requires_grad=True)
+    astray(places, torch.zeros(2, 64, 64)).sum().backward()
+    assert not places.grad.any()
+
+
+def test_the_place_of_a_patch_that_is_looked_at_alone() -> None:
+    """Features of one channel that is bright at one patch: attention must name that patch's middle."""
+    finder = Places(1, 2)
+    with torch.no_grad():
+        finder.attend.weight.zero_()
+        finder.attend.bias.zero_()
+        finder.attend.weight[:2, 0, 1, 1] = 100.0
+        finder.attend.bias[2], finder.attend.bias[5] = 20.0, -20.0  # first place right by half a patch, second up
+    features = torch.zeros(3, 1, 16, 16)
+    for batch, (row, column) in enumerate([(0, 0), (7, 3), (15, 15)]):
+        features[batch, 0, row, column] = 1
+        first, second = finder.find(features)[batch].tolist()
+        assert first == pytest.approx(pixel(4 * column + 3.5, 4 * row + 1.5), abs=1e-4)
+        assert second == pytest.approx(pixel(4 * column + 1.5, 4 * row - 0.5), abs=1e-4)
+
+
+def test_moving_foreground_is_the_ball_here_and_neither_where_it_was_nor_a_gap_that_rests() -> None:
+    scenery = np.full((4, 64, 64, 3), 90, np.uint8)
+    frames = scenery.copy()
+    frames[:, 6, 40:44] = 200  # a gap of both frames
+    frames[0, 30, 20], frames[2, 33, 24] = 255, 255  # a ball, before and after
+    frames[1, 50, 50] = frames[3, 50, 50] = 255  # a ball that rests
+    expected = np.zeros((4, 64, 64), bool)
+    expected[0, 30, 20] = expected[2, 33, 24] = True
+    np.testing.assert_array_equal(
+        moving_foreground(torch.from_numpy(frames), torch.from_numpy(scenery)).numpy(), expected
+    )
+
+
+def balls(num_pairs: int, rng: np.random.Generator) -> tuple[torch.Tensor, torch.Tensor, np.ndarray]:
+    """Pairs of frames of a ball of one pixel that flies and a wall at random; scenery; columns and rows of the ball."""
+    wall = np.kron(rng.integers(0, 2, (num_pairs, 4, 16)), np.ones((2, 4)))[..., None].astype(np.uint8) * 120
+    frames = np.zeros((2, num_pairs, 64, 64, 3), np.uint8)
+    frames[:, :, 8:16] = wall
+    place = rng.integers(2, 62, (num_pairs, 2))
+    place[:, 1] = rng.integers(20, 60, num_pairs)
+    both = np.stack([place, place + rng.choice([-2, 2], (num_pairs, 2))])
+    for half in range(2):
+        frames[half, np.arange(num_pairs), both[half, :, 1], both[half, :, 0]] = 255
+    scenery = np.zeros_like(frames)
+    scenery[:, :, 8:16] = wall
+    flat = [torch.from_numpy(pictures.reshape(-1, 64, 64, 3)) for pictures in (frames, scenery)]
+    return flat[0], flat[1], both.reshape(-1, 2)
+
+
+def test_v_learns_in_seconds_to_name_the_place_of_a_single_pixel_before_walls_it_never_saw() -> None:
+    torch.manual_seed(0)
+    rng = np.random.default_rng(0)
+    model = VAE(8, num_places=1)
+    adam = torch.optim.Adam(model.parameters(), lr=3e-3)
+    for _ in range(150):
+        frames, scenery, _ = balls(16, rng)
+        loss, parts = vae_loss(model, frames, None, 0.0, moving=moving_foreground(frames, scenery))
+        adam.zero_grad()
+        loss.backward()
+        adam.step()
+    frames, _, truth = balls(100, rng)
+    with torch.no_grad():
+        found = model.places_in(model.encode(frames)[0])[:, 0].numpy()
+    missed = np.abs((found + 1) * 32 - 0.5 - truth)
+    assert np.median(missed) < 0.7 and float(parts["astray"]) < 5
+
+
+def test_what_z_says_of_a_place_is_drawn_there() -> None:
+    """The decoder of the rest silenced: a spot moves over the picture as its two numbers do, and nothing else does."""
+    model = VAE(6, num_places=1)
+    with torch.no_grad():
+        model.decoder[-1].weight.zero_()
+        model.decoder[-1].bias.zero_()
+        model.places.colour.weight.zero_()
+        for at in range(16):
+            model.places.colour.weight[3 * at : 3 * at + 3, 2 * at, 1, 1] = 1.0  # each pixel its own narrow light
+        z = torch.randn(5, 6)
+        z[:, :2] = torch.tensor([pixel(5, 60), pixel(5, 60), pixel(33, 2), pixel(40, 40), pixel(0, 0)]) * 3
+        drawn = model.decode(z)
+    brightest = drawn.sum(1).flatten(1).argmax(1).tolist()
+    assert brightest == [60 * 64 + 5, 60 * 64 + 5, 2 * 64 + 33, 40 * 64 + 40, 0]
+    assert torch.equal(drawn[0], drawn[1])
+
+
+def test_places_count_in_the_loss_at_their_weight() -> None:
+    torch.manual_seed(0)
+    model, (frames, scenery, _) = VAE(4, num_places=2), balls(3, np.random.default_rng(0))
+    moving = moving_foreground(frames, scenery)
+    torch.manual_seed(1)
+    without, _ = vae_loss(model, frames, None, 0.5)
+    torch.manual_seed(1)
+    loss, parts = vae_loss(model, frames, None, 0.5, moving=moving)
+    away = astray(model.places_in(model.encode(frames)[0]), moving).mean()
+    assert float(parts["astray"]) == pytest.approx(float(away), rel=1e-5)
+    assert float(loss - without) == pytest.approx(0.2 * float(away), rel=1e-3)
+
+
+def test_saved_and_loaded_with_its_places(tmp_path: Path) -> None:
+    model = make_vae(VAEConfig(z_dim=8, num_places=3))
+    save_vae(tmp_path / "vae.safetensors", model, {})
+    loaded = load_vae(tmp_path / "vae.safetensors")
+    assert loaded.num_places == 3
+    frames = balls(2, np.random.default_rng(0))[0]
+    torch.testing.assert_close(loaded.encode(frames)[0], model.encode(frames)[0], atol=0.02, rtol=0.02)
+    assert make_vae(VAEConfig(z_dim=8, num_places=3, centred=False)).num_places == 0
+
+
+@pytest.mark.parametrize("number", [-1, 5, "two", None, 1.5])
+def test_a_file_with_an_impossible_number_of_places_is_refused(number: object, tmp_path: Path) -> None:
+    path = tmp_path / "vae.safetensors"
+    save_vae(path, VAE(8), {})
+    tensors, meta = checkpoints.load(path)
+    checkpoints.save(path, tensors, meta | {"num_places": number})
+    with pytest.raises(StageError, match="train V again"):
+        load_vae(path)
+
+
+def test_more_places_than_z_can_say_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text("vae: {z_dim: 4, num_places: 3}\n")
+    with pytest.raises(UsageError, match="3 places need a z_dim of at least 6"):
+        load_config("smoke", "pong", path)

@@ -1,0 +1,84 @@
+"""Places: the first numbers of z say outright where the things are that move.
+
+An autoencoder learns where the ball is only by drawing it, and a ball of two pixels that is drawn beside the true place
+is as wrong as none. Good play of Breakout makes so many walls that V never finds out. Here nothing has to be found out
+by drawing. The encoder points: each place is the mean position over the patches, weighted by a softmax (spatial soft
+argmax; Finn et al., 2016, "Deep spatial autoencoders"). What moves is seen by comparing a frame with the next one, and
+the place nearest to it is pulled there however far it is. And the decoder is handed a spot of light at each place (as
+in Jakab et al., 2018), so that drawing is only a matter of colour.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from wm_lib.models.patches import to_patches
+
+REACH = 3.0  # z of a place runs from -REACH at the left or upper edge of the picture to REACH at the other
+WIDTHS = (1.0, 3.0)  # standard deviations of the spots of light, in pixels
+SPREAD = 1.4  # pixels: how near a place should come to what moves
+GRID = 16  # patches in a row, 4 x 4 pixels each
+
+_PIXELS = (torch.arange(64) + 0.5) / 32 - 1  # centres of the pixels: the picture runs from -1 to 1
+_PATCHES = (torch.arange(GRID) + 0.5) * 2 / GRID - 1
+
+
+def spots(places: Tensor, width: float) -> Tensor:
+    """Spots of light: exp(-distance^2 / (2 width^2)) at every pixel.
+
+    Args:
+        places: (batch, K, 2), x and y from -1 to 1.
+        width: In pixels.
+
+    Returns:
+        (batch, 64, 64, K).
+    """
+    closeness = torch.exp(-0.5 * ((_PIXELS - places[..., None]) * (32 / width)).square())  # (batch, K, 2, 64)
+    across, down = closeness.unbind(2)
+    return torch.einsum("bky,bkx->byxk", down, across)
+
+
+def astray(places: Tensor, moving: Tensor) -> Tensor:
+    """How badly the places cover what moves: the negative log-likelihood of its pixels, summed over each frame.
+
+    The pixels are taken as drawn from K round Gaussians in equal shares, each around a place, so that every pixel asks
+    for the place nearest to it and two things get two places. Constants are left out.
+
+    Args:
+        places: (batch, K, 2), x and y from -1 to 1.
+        moving: (batch, 64, 64), 1 where something moves and 0 elsewhere.
+
+    Returns:
+        (batch,), in nats.
+    """
+    across, down = (((_PIXELS - places[..., None]) * (32 / SPREAD)).square()).unbind(2)  # (batch, K, 64)
+    nats = -torch.logsumexp(-0.5 * (down[..., :, None] + across[..., None, :]), dim=1)
+    return (nats * moving).sum((1, 2))
+
+
+class Places(nn.Module):
+    """Finds `num_places` places in the features of a picture, and draws what is there.
+
+    Args:
+        num_features: Channels of the features, (batch, num_features, 16, 16).
+        num_places: K.
+    """
+
+    def __init__(self, num_features: int, num_places: int) -> None:
+        super().__init__()
+        self.num_places = num_places
+        self.attend = nn.Conv2d(num_features, 3 * num_places, 3, padding=1)
+        self.colour = nn.Conv2d(16 * len(WIDTHS) * num_places, 48, 3, padding=1, bias=False)
+
+    def find(self, features: Tensor) -> Tensor:
+        """Places (batch, K, 2), x and y from -1 to 1."""
+        score, *shift = self.attend(features).float().unflatten(1, (3, self.num_places)).unbind(1)
+        weight = score.flatten(2).softmax(2).unflatten(2, (GRID, GRID))
+        x, y = (torch.tanh(s) / GRID for s in shift)  # of a patch's middle, up to half a patch either way
+        return torch.stack([(weight * (x + _PATCHES)).sum((2, 3)), (weight * (y + _PATCHES[:, None])).sum((2, 3))], 2)
+
+    def picture(self, places: Tensor) -> Tensor:
+        """What the spots of light at the places are worth, in patches (batch, 48, 16, 16)."""
+        lights = torch.cat([spots(places, width) for width in WIDTHS], 3)
+        return self.colour(to_patches(lights))
