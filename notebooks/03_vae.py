@@ -59,6 +59,7 @@ from wm_lib.course.exercises.vae import (
 from wm_lib.events import read_scalars
 from wm_lib.models import foreground, vae
 from wm_lib.models.foreground import FOREGROUND_MARGIN, FOREGROUND_THRESHOLD  # noqa: F401, FOREGROUND_MARGIN is for exercise 3.4
+from wm_lib.models.places import spots
 from wm_lib.pipeline import Pipeline
 
 run = Pipeline.open(task, budget, run_dir, seed)
@@ -74,6 +75,8 @@ print(f"{run.task.name}: {run.directory}")
 # those that differ from the median of their own episode and those around them, weigh more. A third help is for whoever reads *z*:
 # frames that follow each other should have *z* that lie near each other. That is called *slowness*. In LunarLander there is a
 # fourth, a *fovea*: V draws the window around the foreground once more, always in the middle, and so learns which way the ship leans.
+# In Pong and Breakout the fourth help is *places*: the first numbers of *z* are x and y of what moves, of ball and paddles. Section 3
+# shows where they are.
 #
 # **Predict.** Which parts of the frame below will be foreground?
 
@@ -126,7 +129,8 @@ plots.maps({"frame": frame[0], "background": net.background.numpy(), "its episod
 #   nats; a nat is 1.44 bits. Exercise 3.2 works it out;
 # - λ (`slowness`) times the *change*: μ′ is of the next frame.
 #
-# In LunarLander the fovea's error comes on top. The paper's V had none of our helps.
+# In LunarLander the fovea's error comes on top, in Pong and Breakout how far the nearest place is from every pixel that moves, in
+# nats too (`astray` below). The paper's V had none of our helps.
 #
 # **Predict.** The error falls. Do the other two?
 
@@ -165,6 +169,29 @@ plots.frame_rows({"frame": frames, "V draws": drawn, "difference": difference})
 # %% [markdown]
 # **Explain.** Everything in the second row went through `z_dim` numbers. If what you would need to play is still there, C can
 # play on it; if not, nothing that comes later can bring it back.
+
+# %% [markdown]
+# Where V has places, its encoder points: it looks at some patches more than at others, and a place is the mean of where it looks. No
+# drawing has to be right for that. A ball of two pixels drawn next to where it is would be as wrong as no ball at all, so by drawing
+# alone V finds out late where the ball is, and in a game well played, where no two walls are alike, never.
+#
+# **Predict.** Frames of one stretch of play follow each other below. What will the spots of light do?
+
+# %%
+start = held_out[0] + int(rng.integers(data.length - 32))
+moving = data.gather(np.arange(start, start + 32, 4))
+if net.num_places:
+    with torch.inference_mode():
+        lights = spots(net.places_in(net.encode(moving)[0]), 1.5).amax(3).numpy()
+    lit = (moving // 2 + 128 * lights[..., None]).astype(np.uint8)
+    print(f"{net.num_places} places, every fourth of 32 frames")
+    plots.frame_rows({"frame": moving, "where V points": lit})
+else:
+    print(f"V of {run.task.name} has no places: the camera goes along, or one ship is all there is; try task = \"breakout\"")
+
+# %% [markdown]
+# **Explain.** Nobody said which thing is the ball. Whatever differs from the frame before is pulled at by the nearest place, and so each
+# place came to follow one thing. In these numbers nothing is folded: twice as far in the picture is twice as far in *z*.
 
 # %% [markdown]
 # ## 4. Reading z

@@ -14,7 +14,7 @@ from wm_lib.config import load_config
 from wm_lib.errors import StageError, UsageError
 from wm_lib.models.foreground import moving_foreground
 from wm_lib.models.places import SPREAD, Places, astray, spots
-from wm_lib.models.vae import VAE, load_vae, make_vae, save_vae, vae_loss
+from wm_lib.models.vae import ASTRAY, VAE, load_vae, make_vae, save_vae, vae_loss
 from wm_lib.settings import VAEConfig
 
 
@@ -71,20 +71,23 @@ def test_nothing_that_moves_pulls_nothing() -> None:
     assert not places.grad.any()
 
 
-def test_the_place_of_a_patch_that_is_looked_at_alone() -> None:
-    """Features of one channel that is bright at one patch: attention must name that patch's middle."""
+def test_a_place_is_the_mean_of_the_pixels_looked_at() -> None:
+    """Features that are bright at one patch; of its pixels each place is made to look at its own two."""
     finder = Places(1, 2)
     with torch.no_grad():
         finder.attend.weight.zero_()
         finder.attend.bias.zero_()
-        finder.attend.weight[:2, 0, 1, 1] = 100.0
-        finder.attend.bias[2], finder.attend.bias[5] = 20.0, -20.0  # first place right by half a patch, second up
+        for place, pixels in enumerate(
+            [(0, 15), (3, 2)]
+        ):  # of a patch's 16, row by row: opposite corners; a pair above
+            for one in pixels:
+                finder.attend.weight[2 * one + place, 0, 1, 1] = 100.0
     features = torch.zeros(3, 1, 16, 16)
     for batch, (row, column) in enumerate([(0, 0), (7, 3), (15, 15)]):
         features[batch, 0, row, column] = 1
         first, second = finder.find(features)[batch].tolist()
-        assert first == pytest.approx(pixel(4 * column + 3.5, 4 * row + 1.5), abs=1e-4)
-        assert second == pytest.approx(pixel(4 * column + 1.5, 4 * row - 0.5), abs=1e-4)
+        assert first == pytest.approx(pixel(4 * column + 1.5, 4 * row + 1.5), abs=1e-4)
+        assert second == pytest.approx(pixel(4 * column + 2.5, 4 * row), abs=1e-4)
 
 
 def test_moving_foreground_is_the_ball_here_and_neither_where_it_was_nor_a_gap_that_rests() -> None:
@@ -161,7 +164,7 @@ def test_places_count_in_the_loss_at_their_weight() -> None:
     loss, parts = vae_loss(model, frames, None, 0.5, moving=moving)
     away = astray(model.places_in(model.encode(frames)[0]), moving).mean()
     assert float(parts["astray"]) == pytest.approx(float(away), rel=1e-5)
-    assert float(loss - without) == pytest.approx(0.2 * float(away), rel=1e-3)
+    assert float(loss - without) == pytest.approx(ASTRAY * float(away), rel=1e-3)
 
 
 def test_saved_and_loaded_with_its_places(tmp_path: Path) -> None:

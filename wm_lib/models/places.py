@@ -2,7 +2,7 @@
 
 An autoencoder learns where the ball is only by drawing it, and a ball of two pixels that is drawn beside the true place
 is as wrong as none. Good play of Breakout makes so many walls that V never finds out. Here nothing has to be found out
-by drawing. The encoder points: each place is the mean position over the patches, weighted by a softmax (spatial soft
+by drawing. The encoder points: each place is the mean position over the pixels, weighted by a softmax (spatial soft
 argmax; Finn et al., 2016, "Deep spatial autoencoders"). What moves is seen by comparing a frame with the next one, and
 the place nearest to it is pulled there however far it is. And the decoder is handed a spot of light at each place (as
 in Jakab et al., 2018), so that drawing is only a matter of colour.
@@ -13,15 +13,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from wm_lib.models.patches import to_patches
+from wm_lib.models.patches import from_patches, to_patches
 
 REACH = 3.0  # z of a place runs from -REACH at the left or upper edge of the picture to REACH at the other
 WIDTHS = (1.0, 3.0)  # standard deviations of the spots of light, in pixels
 SPREAD = 1.4  # pixels: how near a place should come to what moves
-GRID = 16  # patches in a row, 4 x 4 pixels each
 
 _PIXELS = (torch.arange(64) + 0.5) / 32 - 1  # centres of the pixels: the picture runs from -1 to 1
-_PATCHES = (torch.arange(GRID) + 0.5) * 2 / GRID - 1
 
 
 def spots(places: Tensor, width: float) -> Tensor:
@@ -68,15 +66,14 @@ class Places(nn.Module):
     def __init__(self, num_features: int, num_places: int) -> None:
         super().__init__()
         self.num_places = num_places
-        self.attend = nn.Conv2d(num_features, 3 * num_places, 3, padding=1)
+        self.attend = nn.Conv2d(num_features, 16 * num_places, 3, padding=1)
         self.colour = nn.Conv2d(16 * len(WIDTHS) * num_places, 48, 3, padding=1, bias=False)
 
     def find(self, features: Tensor) -> Tensor:
         """Places (batch, K, 2), x and y from -1 to 1."""
-        score, *shift = self.attend(features).float().unflatten(1, (3, self.num_places)).unbind(1)
-        weight = score.flatten(2).softmax(2).unflatten(2, (GRID, GRID))
-        x, y = (torch.tanh(s) / GRID for s in shift)  # of a patch's middle, up to half a patch either way
-        return torch.stack([(weight * (x + _PATCHES)).sum((2, 3)), (weight * (y + _PATCHES[:, None])).sum((2, 3))], 2)
+        weight = from_patches(self.attend(features).float()).flatten(1, 2).softmax(1).unflatten(1, (64, 64))
+        across, down = (torch.einsum("bik,i->bk", weight.sum(axis), _PIXELS) for axis in (1, 2))
+        return torch.stack([across, down], dim=2)
 
     def picture(self, places: Tensor) -> Tensor:
         """What the spots of light at the places are worth, in patches (batch, 48, 16, 16)."""

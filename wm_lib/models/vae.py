@@ -42,7 +42,7 @@ from wm_lib.rollouts import Rollouts
 from wm_lib.settings import VAEConfig
 
 CONTRAST = 4.0  # differences from the background are small numbers; this brings them to the scale of 1
-ASTRAY = 0.2  # weight of the nats by which places miss what moves
+ASTRAY = 3.0  # weight of the nats by which places miss what moves; at 0.2 drawing has its own way with them
 WARM_UP = 0.2  # share of the updates over which beta grows from 0
 
 
