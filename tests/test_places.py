@@ -124,7 +124,7 @@ def test_v_learns_in_seconds_to_name_the_place_of_a_single_pixel_before_walls_it
     rng = np.random.default_rng(0)
     model = VAE(8, num_places=1)
     adam = torch.optim.Adam(model.parameters(), lr=3e-3)
-    for _ in range(150):
+    for _ in range(250):
         frames, scenery, _ = balls(16, rng)
         loss, parts = vae_loss(model, frames, None, 0.0, moving=moving_foreground(frames, scenery))
         adam.zero_grad()
