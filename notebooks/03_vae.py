@@ -55,11 +55,12 @@ from wm_lib.course.exercises.vae import (
     check_foreground_weights,
     check_kl_divergence,
     check_reparameterise,
+    check_soft_argmax,
 )
 from wm_lib.events import read_scalars
 from wm_lib.models import foreground, vae
 from wm_lib.models.foreground import FOREGROUND_MARGIN, FOREGROUND_THRESHOLD  # noqa: F401, FOREGROUND_MARGIN is for exercise 3.4
-from wm_lib.models.places import spots
+from wm_lib.models.places import PIXELS, spots  # noqa: F401, PIXELS is for exercise 3.5
 from wm_lib.pipeline import Pipeline
 
 run = Pipeline.open(task, budget, run_dir, seed)
@@ -452,6 +453,48 @@ print(check_foreground_weights(foreground_weights))
 #
 # `amax(3)` takes the largest difference of the three colours. For `max_pool2d`, (batch, 64, 64) is one picture for each row of
 # the batch.
+#
+# </details>
+
+# %% [markdown]
+# ### Exercise 3.5 · Pointing
+# (10 minutes, medium) How does a network say *where*? It gives every pixel a score. The highest score names a place, but of that
+# choice nothing can be learnt: it has no gradient. Take all pixels instead, each as much as the softmax of its score, and give their
+# mean place. `PIXELS` has the middles of 64 pixels in a row, from −1 to 1, for x from left to right as for y from top to bottom.
+
+# %%
+def soft_argmax(score: Tensor) -> Tensor | None:
+    """Places (batch, K, 2), x and y, of maps of scores (batch, 64, 64, K); rows come first."""
+    return None
+
+
+# %%
+print(check_soft_argmax(soft_argmax))
+
+# %% [markdown]
+# <details><summary>Hint</summary>
+#
+# Rows and columns are two axes, and the softmax runs over both: flatten them into one and unflatten them again. For x the weights of a
+# whole column belong together.
+#
+# </details>
+# <details><summary>Solution</summary>
+#
+# ```python
+# def soft_argmax(score: Tensor) -> Tensor:
+#     """Where each map of scores is high: the mean place of the pixels, weighted by a softmax over all of them.
+#
+#     Args:
+#         score: (batch, 64, 64, K).
+#
+#     Returns:
+#         (batch, K, 2), x and y from -1 to 1.
+#     """
+#     weight = score.flatten(1, 2).softmax(1).unflatten(1, (64, 64))
+#     x = torch.einsum("bxk,x->bk", weight.sum(1), PIXELS)
+#     y = torch.einsum("byk,y->bk", weight.sum(2), PIXELS)
+#     return torch.stack([x, y], dim=2)
+# ```
 #
 # </details>
 

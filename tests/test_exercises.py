@@ -130,6 +130,13 @@ def foreground(frames, scenery, weight):
     return weights / weights.mean((1, 2, 3), keepdim=True)
 
 
+def pointing(score):
+    """Places by a meshgrid and one product, not by rows and columns."""
+    y, x = torch.meshgrid((torch.arange(64) + 0.5) / 32 - 1, (torch.arange(64) + 0.5) / 32 - 1, indexing="ij")
+    weight = torch.softmax(score.reshape(len(score), 4096, -1), dim=1)
+    return weight.mT @ torch.stack([x, y], -1).reshape(4096, 2)
+
+
 def remembers_too_early(see, remember, choose, world, frame, memory, num_decisions):
     actions = []
     for _ in range(num_decisions):
@@ -259,6 +266,11 @@ BUGS = [  # module, exercise, an attempt, words of what is said of it
     ("vae", "active_units", lambda mu: (mu.var(axis=0) > 0.01).sum(), "flatten all but the last axis"),
     ("vae", "foreground_weights", foreground, "uint8 has no numbers below 0"),
     ("vae", "foreground_weights", lambda f, s, w: foreground(f.int(), s.int(), w), "what is darker differs too"),
+    ("vae", "soft_argmax", lambda score: pointing(score).flip(2), "x and y are swapped"),
+    ("vae", "soft_argmax", lambda score: pointing(1e4 * score), "brightest pixel alone"),
+    ("vae", "soft_argmax", lambda score: pointing(score).mT, "the order is"),
+    ("vae", "soft_argmax", lambda score: 32 * pointing(score) + 31.5, "in pixels"),
+    ("vae", "soft_argmax", lambda score: pointing(score.detach()), "no gradient comes back"),
     ("mdn_rnn", "line_up", lambda z, a, done: (z[:-1], a[1:], z[1:], ~done[:-1]), "the action of the next row"),
     ("mdn_rnn", "line_up", lambda z, a, done: (z[:-1], np.roll(a, 1)[:-1], z[1:], ~done[:-1]), "one row late"),
     ("mdn_rnn", "line_up", lambda z, a, done: (z[:-1], a[:-1], z[1:], done[:-1] > 1), "for `known`"),

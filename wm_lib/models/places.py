@@ -19,7 +19,22 @@ REACH = 3.0  # z of a place runs from -REACH at the left or upper edge of the pi
 WIDTHS = (1.0, 3.0)  # standard deviations of the spots of light, in pixels
 SPREAD = 1.4  # pixels: how near a place should come to what moves
 
-_PIXELS = (torch.arange(64) + 0.5) / 32 - 1  # centres of the pixels: the picture runs from -1 to 1
+PIXELS = (torch.arange(64) + 0.5) / 32 - 1  # the middles of the pixels: the picture runs from -1 to 1
+
+
+def soft_argmax(score: Tensor) -> Tensor:
+    """Where each map of scores is high: the mean place of the pixels, weighted by a softmax over all of them.
+
+    Args:
+        score: (batch, 64, 64, K).
+
+    Returns:
+        (batch, K, 2), x and y from -1 to 1.
+    """
+    weight = score.flatten(1, 2).softmax(1).unflatten(1, (64, 64))
+    x = torch.einsum("bxk,x->bk", weight.sum(1), PIXELS)
+    y = torch.einsum("byk,y->bk", weight.sum(2), PIXELS)
+    return torch.stack([x, y], dim=2)
 
 
 def spots(places: Tensor, width: float) -> Tensor:
@@ -32,7 +47,7 @@ def spots(places: Tensor, width: float) -> Tensor:
     Returns:
         (batch, 64, 64, K).
     """
-    closeness = torch.exp(-0.5 * ((_PIXELS - places[..., None]) * (32 / width)).square())  # (batch, K, 2, 64)
+    closeness = torch.exp(-0.5 * ((PIXELS - places[..., None]) * (32 / width)).square())  # (batch, K, 2, 64)
     across, down = closeness.unbind(2)
     return torch.einsum("bky,bkx->byxk", down, across)
 
@@ -50,7 +65,7 @@ def astray(places: Tensor, moving: Tensor) -> Tensor:
     Returns:
         (batch,), in nats.
     """
-    across, down = (((_PIXELS - places[..., None]) * (32 / SPREAD)).square()).unbind(2)  # (batch, K, 64)
+    across, down = (((PIXELS - places[..., None]) * (32 / SPREAD)).square()).unbind(2)  # (batch, K, 64)
     nats = -torch.logsumexp(-0.5 * (down[..., :, None] + across[..., None, :]), dim=1)
     return (nats * moving).sum((1, 2))
 
@@ -71,9 +86,7 @@ class Places(nn.Module):
 
     def find(self, features: Tensor) -> Tensor:
         """Places (batch, K, 2), x and y from -1 to 1."""
-        weight = from_patches(self.attend(features).float()).flatten(1, 2).softmax(1).unflatten(1, (64, 64))
-        across, down = (torch.einsum("bik,i->bk", weight.sum(axis), _PIXELS) for axis in (1, 2))
-        return torch.stack([across, down], dim=2)
+        return soft_argmax(from_patches(self.attend(features).float()))
 
     def picture(self, places: Tensor) -> Tensor:
         """What the spots of light at the places are worth, in patches (batch, 48, 16, 16)."""

@@ -1,4 +1,4 @@
-"""Notebook 03: a draw that can be learned from, the price of a message, numbers in use, and pixels that matter."""
+"""Notebook 03: a draw to learn from, the price of a message, numbers in use, pixels that matter, and where they are."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from wm_lib.course.exercises import check, compare, tried, wrong
 if TYPE_CHECKING:
     from torch import Tensor
 
-OF_THE_LIBRARY = ("kl_divergence", "active_units", "foreground_weights")
+OF_THE_LIBRARY = ("kl_divergence", "active_units", "foreground_weights", "soft_argmax")
 
 
 def __getattr__(name: str) -> Any:
     """Solutions that are the library's own, imported when asked for: they need torch."""
     if name not in OF_THE_LIBRARY:
         raise AttributeError(f"module {__name__} has no attribute {name}")
-    from wm_lib.models import vae
+    from wm_lib.models import places, vae
 
-    return getattr(vae, name)
+    return getattr(places if name == "soft_argmax" else vae, name)
 
 
 def reparameterise(mu: Tensor, log_sigma: Tensor, noise: Tensor) -> Tensor:
@@ -190,3 +190,39 @@ def _weights(
     if norm == "sum":
         return weights / weights.sum((1, 2, 3), keepdims=True)
     return weights / weights.mean() if norm == "batch" else weights
+
+
+@check
+def check_soft_argmax(attempt: Callable) -> None:
+    """On scores with one peak, with two, and with none; and whether a gradient comes back."""
+    import torch
+
+    rng = np.random.default_rng(4)
+    score = rng.normal(size=(2, 64, 64, 3)).astype(np.float32)
+    score[0, 10, 40, 0] = score[1, 50, 5, 0] = 12.0
+    score[:, 20, 30, 1], score[:, 60, 8, 1] = 11.0, 10.0
+    middle = (np.arange(64) + 0.5) / 32 - 1
+
+    def place(weight: np.ndarray, along: np.ndarray = middle) -> np.ndarray:
+        return np.stack([np.einsum("byxk,x->bk", weight, along), np.einsum("byxk,y->bk", weight, along)], 2)
+
+    def softmax(axes: tuple[int, ...]) -> np.ndarray:
+        return np.exp(score) / np.exp(score).sum(axes, keepdims=True)
+
+    weight = softmax((1, 2))
+    wanted = place(weight)
+    best = (score == score.max((1, 2), keepdims=True)).astype(np.float32)
+    mistakes = {
+        "x and y are swapped: rows come first in a picture, x first in a place": wanted[..., ::-1],
+        "that is the brightest pixel alone, of which nothing can be learnt; take the mean over all": place(best),
+        "that is in pixels; the picture runs from −1 to 1": place(weight, np.arange(64.0)),
+        "the softmax is over the maps; it should be over the pixels of each": place(softmax((3,))),
+        "the softmax is over each row alone; it should be over rows and columns": place(softmax((2,))),
+        "the softmax is over each column alone; it should be over rows and columns": place(softmax((1,))),
+        "the softmax is over the whole batch; it should be over the pixels of each map": place(softmax((0, 1, 2, 3))),
+        "the scores themselves are the weights; take their softmax first": place(score),
+        "the order is (batch, 2, K); (batch, K, 2) is asked for": wanted.transpose(0, 2, 1),
+    }
+    compare(tried(attempt, torch.from_numpy(score)), wanted, mistakes)
+    if not getattr(tried(attempt, torch.from_numpy(score).requires_grad_()), "requires_grad", False):
+        raise wrong("the numbers are right, but no gradient comes back to the scores: stay in torch, without detach")
