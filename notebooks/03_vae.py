@@ -115,7 +115,7 @@ plots.maps({"frame": frame[0], "background": net.background.numpy(), "its episod
 # ship. In CarRacing the camera goes along: the car is scenery, and road and grass are foreground, often half of the frame. Foreground
 # weighs `foreground_weight` times as much as the rest, and the weights of a frame average 1. The rim around it weighs as much, or a
 # blurred halo, drawn where the thing might be, would cost next to nothing. In Breakout a gap in the wall is foreground too, and good
-# play makes many: so that the ball keeps its weight, what rests from a frame to the next has only `still_share` of it there.
+# play makes many; little weight is left for the ball then, which has a place of its own.
 
 # %% [markdown]
 # ## 2. Learning

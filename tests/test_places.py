@@ -154,6 +154,17 @@ def test_what_z_says_of_a_place_is_drawn_there() -> None:
     assert torch.equal(drawn[0], drawn[1])
 
 
+def test_a_place_is_never_vaguer_than_half_a_pixel() -> None:
+    model, frames = VAE(6, num_places=2), balls(3, np.random.default_rng(0))[0]
+    with torch.no_grad():
+        for bias, expected in [(-5.0, (-5.0, -5.0)), (1.0, (math.log(0.5 * 3 / 32), 1.0))]:
+            model.encoder[-1].weight.zero_()
+            model.encoder[-1].bias.fill_(bias)
+            log_sigma = model.encode(frames)[1]
+            assert log_sigma[:, :4].unique().tolist() == pytest.approx([expected[0]])
+            assert log_sigma[:, 4:].unique().tolist() == pytest.approx([expected[1]])
+
+
 def test_places_count_in_the_loss_at_their_weight() -> None:
     torch.manual_seed(0)
     model, (frames, scenery, _) = VAE(6, num_places=2), balls(3, np.random.default_rng(0))

@@ -20,7 +20,6 @@ from wm_lib.models.foreground import (
     episode_scenery,
     foreground_weights,
     fovea_window,
-    less_where_still,
     median_frame,
 )
 from wm_lib.models.patches import from_patches, to_patches
@@ -242,26 +241,6 @@ def test_a_frame_counts_the_same_however_large_its_foreground(size: int) -> None
     weights = weights_of(changed.reshape(2, 64, 64))
     np.testing.assert_allclose(weights.mean((1, 2)), 1, rtol=1e-5)
     assert weights[1].max() == pytest.approx(30 * weights[1].min(), rel=1e-5)
-
-
-@pytest.mark.parametrize("share", [0.0, 0.1, 0.5, 1.0])
-def test_what_rests_has_a_share_of_the_weight_of_what_moves(share: float) -> None:
-    """Two pairs of frames: a ball that moves across a wall with a gap, and a gap alone."""
-    scenery = np.full((4, 64, 64, 3), 90, np.uint8)
-    scenery[:, 5:10] = 200
-    frames, changed, moving = scenery.copy(), np.zeros((2, 2, 64, 64), bool), np.zeros((2, 64, 64), bool)
-    frames[:, 6, 40:44] = 90  # the gap
-    changed[:, :, 6, 40:44] = True
-    frames[0, 7, 46], frames[2, 30, 20] = 255, 255  # the ball, before in the wall and beside the gap, and after
-    changed[0, 0, 7, 46] = changed[1, 0, 30, 20] = True
-    moving[0, 7, 46] = moving[0, 30, 20] = True
-    weights = foreground_weights(torch.from_numpy(frames), torch.from_numpy(scenery), 30.0)
-    weights = less_where_still(weights, torch.from_numpy(frames), share)[..., 0].numpy()
-    alive = np.tile(around(moving), (2, 1, 1))
-    near = around(changed.reshape(4, 64, 64))
-    expected = 1 + 29 * near * np.where(alive, 1, share)
-    np.testing.assert_allclose(weights, expected / expected.mean((1, 2), keepdims=True), rtol=1e-5)
-    assert weights[2, 30, 20] == weights[2].max()
 
 
 def test_a_halo_costs_more_than_a_sharp_edge() -> None:

@@ -58,7 +58,6 @@ class VAEConfig(Section):
         num_updates: Updates in all.
         centred: Whether the background is taken away before encoding.
         foreground_weight: Weight in the loss of pixels that differ from the background; 1 = like all others.
-        still_share: Share of that weight for such pixels where nothing moves from a frame to the next; 1 = all of it.
         slowness: Weight in the loss of how far z moves from a frame to the next.
         fovea: Weight in the loss of the window around the foreground, drawn once more; 0: V has no fovea.
         num_places: How many moving things have their places as the first numbers of z.
@@ -71,7 +70,6 @@ class VAEConfig(Section):
     num_updates: int = Field(2000, ge=1, le=10**8)
     centred: bool = True
     foreground_weight: float = Field(30.0, ge=1, le=10_000)
-    still_share: float = Field(1.0, ge=0, le=1)
     slowness: float = Field(0.1, ge=0, le=1000)
     fovea: float = Field(0.0, ge=0, le=10_000)
     num_places: int = Field(0, ge=0, le=512)

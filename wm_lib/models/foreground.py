@@ -73,26 +73,6 @@ def moving_foreground(frames: Tensor, scenery: Tensor) -> Tensor:
     return differ(frames, scenery) & differ(*frames.chunk(2)).repeat(2, 1, 1)
 
 
-def less_where_still(weights: Tensor, frames: Tensor, share: float) -> Tensor:
-    """Leave foreground that rests, as a gap in Breakout's wall does, only a share of what it weighs above the scenery.
-
-    The better an agent plays, the more gaps there are, and the less weight would be left for the ball.
-
-    Args:
-        weights: What `foreground_weights` made of the frames, (batch, 64, 64, 1).
-        frames: uint8 (batch, 64, 64, 3); the second half of the batch are those that come after the first half's.
-        share: In [0, 1].
-
-    Returns:
-        float32 (batch, 64, 64, 1); the weights of a frame average 1 again.
-    """
-    moved = differ(*frames.chunk(2)).float()
-    moving = max_pool2d(moved, 2 * FOREGROUND_MARGIN + 1, 1, FOREGROUND_MARGIN)[..., None].repeat(2, 1, 1, 1)
-    lowest = weights.amin((1, 2, 3), keepdim=True)
-    weights = lowest + (weights - lowest) * (share + (1 - share) * moving)
-    return weights / weights.mean((1, 2, 3), keepdim=True)
-
-
 def fovea_window(pictures: Tensor, weights: Tensor) -> Tensor:
     """The window of `FOVEA` pixels around the foreground's centre of mass, to a fraction of a pixel.
 

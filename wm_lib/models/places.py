@@ -5,7 +5,8 @@ is as wrong as none. Good play of Breakout makes so many walls that V never find
 by drawing. The encoder points: each place is the mean position over the pixels, weighted by a softmax (spatial soft
 argmax; Finn et al., 2016, "Deep spatial autoencoders"). What moves is seen by comparing a frame with the next one, and
 the place nearest to it is pulled there however far it is. And the decoder is handed a spot of light at each place (as
-in Jakab et al., 2018), so that drawing is only a matter of colour.
+in Jakab et al., 2018), so that drawing is only a matter of colour. A place is said to half a pixel from the beginning:
+left to itself V finds vague places cheaper, draws without them, and M gets to read noise.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from wm_lib.models.patches import from_patches, to_patches
 
 REACH = 3.0  # z of a place runs from -REACH at the left or upper edge of the picture to REACH at the other
 WIDTHS = (1.0, 3.0)  # standard deviations of the spots of light, in pixels
+SIGMA = REACH / 64  # at most, of a place's Gaussian: half a pixel, in z
 SPREAD = 1.4  # pixels: how near a place should come to what moves
 
 PIXELS = (torch.arange(64) + 0.5) / 32 - 1  # the middles of the pixels: the picture runs from -1 to 1

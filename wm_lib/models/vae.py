@@ -17,6 +17,7 @@ whole frame could have asked for it.
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import numpy as np
@@ -32,12 +33,11 @@ from wm_lib.models.foreground import (
     episode_scenery,
     foreground_weights,
     fovea_window,
-    less_where_still,
     median_frame,
     moving_foreground,
 )
 from wm_lib.models.patches import from_patches, to_patches
-from wm_lib.models.places import REACH, Places, astray
+from wm_lib.models.places import REACH, SIGMA, Places, astray
 from wm_lib.rollouts import Rollouts
 from wm_lib.settings import VAEConfig
 
@@ -128,9 +128,12 @@ class VAE(nn.Module):
         if self.has_fovea:
             out = out + self.what(features)
         mu, log_sigma = out.float().split([self.z_dim - 2 * self.num_places, self.z_dim], dim=1)
+        log_sigma = log_sigma.clamp(-7, 3)
         if self.num_places:
             mu = torch.cat([REACH * self.places.find(features).flatten(1), mu], dim=1)
-        return mu, log_sigma.clamp(-7, 3)
+            vague, rest = log_sigma.tensor_split([2 * self.num_places], dim=1)
+            log_sigma = torch.cat([vague.clamp(max=math.log(SIGMA)), rest], dim=1)
+        return mu, log_sigma
 
     def encode(self, frames: Tensor | np.ndarray) -> tuple[Tensor, Tensor]:
         """`mu` and `log_sigma`, each float32 (batch, z_dim), of frames uint8 (batch, 64, 64, 3)."""
@@ -210,8 +213,6 @@ def configured_loss(
         if not config.centred:
             return vae_loss(vae, frames, None, beta, slowness=0.0, fovea=0.0)
         weights = foreground_weights(frames, scenery, config.foreground_weight)
-        if config.still_share < 1:
-            weights = less_where_still(weights, frames, config.still_share)
         moving = moving_foreground(frames, scenery) if vae.num_places else None
         return vae_loss(vae, frames, weights, beta, config.slowness, config.fovea, moving)
 
