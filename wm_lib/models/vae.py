@@ -219,7 +219,8 @@ def configured_loss(
 
 def make_vae(config: VAEConfig, background: np.ndarray | None = None) -> VAE:
     """An untrained V as the settings want it; the plain one has neither fovea nor places."""
-    extras = {"fovea": config.fovea > 0, "num_places": config.num_places} if config.centred else {}
+    places = min(config.num_places, config.z_dim // 4)  # two numbers each; the other half of z is for what is no place
+    extras = {"fovea": config.fovea > 0, "num_places": places} if config.centred else {}
     return VAE(config.z_dim, background, **extras)
 
 
