@@ -172,7 +172,7 @@ plots.frame_rows({"frame": frames, "V draws": drawn, "difference": difference})
 # play on it; if not, nothing that comes later can bring it back.
 
 # %% [markdown]
-# Where V has places, its encoder points: it looks at some patches more than at others, and a place is the mean of where it looks. No
+# Where V has places, its encoder points: it looks at some pixels more than at others, and a place is the mean of where it looks. No
 # drawing has to be right for that. A ball of two pixels drawn next to where it is would be as wrong as no ball at all, so by drawing
 # alone V finds out late where the ball is, and in a game well played, where no two walls are alike, never.
 #
@@ -191,7 +191,7 @@ else:
     print(f"V of {run.task.name} has no places: the camera goes along, or one ship is all there is; try task = \"breakout\"")
 
 # %% [markdown]
-# **Explain.** Nobody said which thing is the ball. Whatever differs from the frame before is pulled at by the nearest place, and so each
+# **Explain.** Nobody said which thing is the ball. Whatever differs from the frame before pulls the nearest place to itself, and so each
 # place came to follow one thing. In these numbers nothing is folded: twice as far in the picture is twice as far in *z*.
 
 # %% [markdown]

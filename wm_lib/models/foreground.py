@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import affine_grid, grid_sample, max_pool2d
 
+from wm_lib.models.places import PIXELS
 from wm_lib.rollouts import Rollouts
 
 FOREGROUND_THRESHOLD = 25  # of 255
@@ -85,10 +86,9 @@ def fovea_window(pictures: Tensor, weights: Tensor) -> Tensor:
     """
     mass = weights[..., 0] - weights.amin((1, 2, 3))[:, None, None]
     mass = mass / mass.sum((1, 2), keepdim=True).clamp(min=1e-6)
-    place = (torch.arange(64) + 0.5) / 32 - 1  # of a pixel's centre, as `grid_sample` counts: -1 to 1
     windows = torch.zeros(len(mass), 2, 3)
     windows[:, 0, 0] = windows[:, 1, 1] = FOVEA / 64
-    windows[:, 0, 2] = (mass.sum(1) * place).sum(1)
-    windows[:, 1, 2] = (mass.sum(2) * place).sum(1)
+    windows[:, 0, 2] = (mass.sum(1) * PIXELS).sum(1)  # as `grid_sample` counts, too
+    windows[:, 1, 2] = (mass.sum(2) * PIXELS).sum(1)
     grid = affine_grid(windows, [len(mass), 3, FOVEA, FOVEA], align_corners=False)
     return grid_sample(pictures.permute(0, 3, 1, 2), grid, align_corners=False)
