@@ -98,8 +98,9 @@ def vae_train(task: Task, config: Config, seed: int, stack: ExitStack) -> Pair:
         now = np.sort(rng.choice(starts, max(1, settings.batch_size // 2)))
         index = np.concatenate([now, now + 1])
         frames, backdrop = torch.from_numpy(data.gather(index)), scenery[episode[index]]
+        later = torch.from_numpy(data.gather(now + 1)) if net.num_places else None
         loading.append(time.perf_counter() - start)
-        loss, _ = vae.configured_loss(net, frames, backdrop, settings, settings.beta)
+        loss, _ = vae.configured_loss(net, frames, backdrop, later, settings, settings.beta)
         _descend(loss, adam, 100.0)
         whole.append(time.perf_counter() - start)
         return len(index)

@@ -61,17 +61,18 @@ def differ(pictures: Tensor, others: Tensor) -> Tensor:
     return (torch.maximum(pictures, others) - torch.minimum(pictures, others)).amax(3) > FOREGROUND_THRESHOLD
 
 
-def moving_foreground(frames: Tensor, scenery: Tensor) -> Tensor:
-    """Pixels that differ both from the episode's scenery and from the frame after or before: what moves, and is here.
+def moving_foreground(frames: Tensor, scenery: Tensor, later: Tensor) -> Tensor:
+    """Pixels that differ both from the episode's scenery and from a frame some decisions later: what moves, and is here.
 
     Args:
         frames: uint8 (batch, 64, 64, 3); the second half of the batch are those that come after the first half's.
         scenery: The same shape: the median frame of each frame's own episode.
+        later: (batch / 2, 64, 64, 3), a later frame of each pair's episode.
 
     Returns:
         bool (batch, 64, 64).
     """
-    return differ(frames, scenery) & differ(*frames.chunk(2)).repeat(2, 1, 1)
+    return differ(frames, scenery) & differ(frames, later.repeat(2, 1, 1, 1))
 
 
 def fovea_window(pictures: Tensor, weights: Tensor) -> Tensor:

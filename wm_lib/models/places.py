@@ -3,10 +3,10 @@
 An autoencoder learns where the ball is only by drawing it, and a ball of two pixels that is drawn beside the true place
 is as wrong as none. Good play of Breakout makes so many walls that V never finds out. Here nothing has to be found out
 by drawing. The encoder points: each place is the mean position over the pixels, weighted by a softmax (spatial soft
-argmax; Finn et al., 2016, "Deep spatial autoencoders"). What moves is seen by comparing a frame with the next one, and
-the place nearest to it is pulled there however far it is. And the decoder is handed a spot of light at each place (as
-in Jakab et al., 2018), so that drawing is only a matter of colour. A place is said to half a pixel from the beginning:
-left to itself V finds vague places cheaper, draws without them, and M gets to read noise.
+argmax; Finn et al., 2016, "Deep spatial autoencoders"). What moves is seen by comparing a frame with one some decisions
+later, and the place nearest to it is pulled there however far it is. And the decoder is handed a spot of light at each
+place (as in Jakab et al., 2018), so that drawing is only a matter of colour. A place is said to half a pixel from the
+beginning: left to itself V finds vague places cheaper, draws without them, and M gets to read noise.
 """
 
 from __future__ import annotations

@@ -43,6 +43,7 @@ from wm_lib.settings import VAEConfig
 
 CONTRAST = 4.0  # differences from the background are small numbers; this brings them to the scale of 1
 ASTRAY = 3.0  # weight of the nats by which places miss what moves; at 0.2 drawing has its own way with them
+LATER = 10  # decisions: what is elsewhere after them moves; after one, a paddle at rest would be nobody's place
 WARM_UP = 0.2  # share of the updates over which beta grows from 0
 
 
@@ -206,14 +207,17 @@ def vae_loss(
 
 
 def configured_loss(
-    vae: VAE, frames: Tensor, scenery: Tensor, config: VAEConfig, beta: float
+    vae: VAE, frames: Tensor, scenery: Tensor, later: Tensor | None, config: VAEConfig, beta: float
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """`vae_loss` with the weights of the settings, none where V is the plain one; frames and scenery as there."""
+    """`vae_loss` with the weights of the settings, none where V is the plain one.
+
+    Frames, scenery and `later` are as for `moving_foreground`; a V without places needs nothing of later.
+    """
     with training.fast_autocast():
         if not config.centred:
             return vae_loss(vae, frames, None, beta, slowness=0.0, fovea=0.0)
         weights = foreground_weights(frames, scenery, config.foreground_weight)
-        moving = moving_foreground(frames, scenery) if vae.num_places else None
+        moving = moving_foreground(frames, scenery, later) if vae.num_places else None
         return vae_loss(vae, frames, weights, beta, config.slowness, config.fovea, moving)
 
 
@@ -241,15 +245,19 @@ def train_vae(rollouts: Rollouts, config: VAEConfig, *, seed: int, directory: Pa
         vae.load_state_dict(start.state_dict())
     flat, followed = np.arange(rollouts.num_frames).reshape(rollouts.first.shape), rollouts.has_next
     train, test = (flat[sequences][followed[sequences]] for sequences in rollouts.split())
+    ahead = flat.ravel()
+    for _ in range(LATER):
+        ahead = ahead + followed.ravel()[ahead]  # an episode's end is as late as it gets
 
     def batch_loss(
         num_frames: int, among: np.ndarray, rng: np.random.Generator, beta: float
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Of frames and those that follow them."""
+        """Of frames and those that follow them, now and `LATER`."""
         now = np.sort(rng.choice(among, max(1, num_frames // 2)))
         index = np.concatenate([now, now + 1])
         frames = torch.from_numpy(rollouts.gather(index))
-        return configured_loss(vae, frames, scenery[episode[index]], config, beta)
+        later = torch.from_numpy(rollouts.gather(ahead[now])) if vae.num_places else None
+        return configured_loss(vae, frames, scenery[episode[index]], later, config, beta)
 
     def update(step: int, rng: np.random.Generator) -> tuple[Tensor, dict[str, Tensor]]:
         beta = config.beta * (1.0 if start is not None else min(1.0, step / (WARM_UP * config.num_updates)))
