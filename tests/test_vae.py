@@ -21,6 +21,7 @@ from wm_lib.models.foreground import (
     foreground_weights,
     fovea_window,
     median_frame,
+    moving_foreground,
 )
 from wm_lib.models.patches import from_patches, to_patches
 from wm_lib.models.vae import (
@@ -523,6 +524,27 @@ def test_the_second_half_of_a_batch_follows_the_first(tmp_path: Path, monkeypatc
     train_vae(write_rollouts(tmp_path / "data", frames, first), tiny(num_updates=9), seed=0, directory=tmp_path)
     expected = {(i, i + 1) for i in range(119) if (i + 1) % 12 and (i % 12 + 1) % 5}
     assert set(pairs) <= expected and len(set(pairs)) > 0.5 * len(expected)
+
+
+def test_what_moves_is_told_by_a_frame_of_the_same_episode_up_to_ten_decisions_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    frames = np.zeros((10, 24, 64, 64, 3), np.uint8)
+    frames += np.arange(240, dtype=np.uint8).reshape(10, 24, 1, 1, 1)
+    first = np.zeros((10, 24), bool)
+    first[:, [0, 15]] = True
+    seen = set()
+
+    def spy(pictures: Tensor, scenery: Tensor, later: Tensor) -> Tensor:
+        seen.update(zip(*(stack[:, 0, 0, 0].tolist() for stack in (pictures.chunk(2)[0], later)), strict=True))
+        return moving_foreground(pictures, scenery, later)
+
+    monkeypatch.setattr(vae, "moving_foreground", spy)
+    data = write_rollouts(tmp_path / "data", frames, first)
+    train_vae(data, tiny(num_updates=30, num_places=1, batch_size=32), seed=0, directory=tmp_path)
+    ends = [24 * sequence + end for sequence in range(10) for end in (14, 23)]
+    expected = {(i, min(i + 10, min(end for end in ends if end >= i))) for i in range(240) if i not in ends}
+    assert seen <= expected and len(seen) > 0.7 * len(expected)
 
 
 def test_slowness_is_the_distance_between_the_halves_of_the_batch() -> None:

@@ -62,7 +62,7 @@ def differ(pictures: Tensor, others: Tensor) -> Tensor:
 
 
 def moving_foreground(frames: Tensor, scenery: Tensor, later: Tensor) -> Tensor:
-    """Pixels that differ both from the episode's scenery and from a frame some decisions later: what moves, and is here.
+    """Pixels that differ from the episode's scenery and from a frame some decisions later: what moves, and is here.
 
     Args:
         frames: uint8 (batch, 64, 64, 3); the second half of the batch are those that come after the first half's.
