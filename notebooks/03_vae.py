@@ -76,8 +76,8 @@ print(f"{run.task.name}: {run.directory}")
 # those that differ from the median of their own episode and those around them, weigh more. A third help is for whoever reads *z*:
 # frames that follow each other should have *z* that lie near each other. That is called *slowness*. In LunarLander there is a
 # fourth, a *fovea*: V draws the window around the foreground once more, always in the middle, and so learns which way the ship leans.
-# In Pong and Breakout the fourth help is *places*: the first numbers of *z* are x and y of what moves, of ball and paddles. Section 3
-# shows where they are.
+# In Breakout the fourth help is *places*: the first numbers of *z* are x and y of what moves, of ball and paddle. Section 3 shows
+# where they are.
 #
 # **Predict.** Which parts of the frame below will be foreground?
 
@@ -130,7 +130,7 @@ plots.maps({"frame": frame[0], "background": net.background.numpy(), "its episod
 #   nats; a nat is 1.44 bits. Exercise 3.2 works it out;
 # - λ (`slowness`) times the *change*: μ′ is of the next frame.
 #
-# In LunarLander the fovea's error comes on top, in Pong and Breakout how far the nearest place is from every pixel that moves, in
+# In LunarLander the fovea's error comes on top, in Breakout how far the nearest place is from every pixel that moves, in
 # nats too (`astray` below). What moves is what is elsewhere ten decisions later: compared with the next frame, a paddle that rests
 # would be nobody's, and its place would leave it for the ball. The paper's V had none of our helps.
 #
@@ -189,10 +189,10 @@ if net.num_places:
     print(f"{net.num_places} places, every fourth of 32 frames")
     plots.frame_rows({"frame": moving, "where V points": lit})
 else:
-    print(f"V of {run.task.name} has no places: the camera goes along, or one ship is all there is; try task = \"breakout\"")
+    print(f"V of {run.task.name} has no places; try task = \"breakout\"")
 
 # %% [markdown]
-# **Explain.** Nobody said which thing is the ball. Whatever differs from the frame before pulls the nearest place to itself, and so each
+# **Explain.** Nobody said which thing is the ball. What will be elsewhere soon pulls the nearest place to itself, and so each
 # place came to follow one thing. In these numbers nothing is folded: twice as far in the picture is twice as far in *z*.
 
 # %% [markdown]
