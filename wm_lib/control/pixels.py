@@ -215,6 +215,5 @@ def _make_ppo(env: VecEnv, settings: Settings, total: int, end: int, seed: int) 
         seed=seed,
         device="cpu",
     )
-    model.policy.to(memory_format=torch.channels_last)  # the same numbers, and faster on a CPU
     model.set_logger(Logger(folder=None, output_formats=[]))
     return model
