@@ -131,7 +131,7 @@ plots.maps({"frame": frame[0], "background": net.background.numpy(), "its episod
 # - λ (`slowness`) times the *change*: μ′ is of the next frame.
 #
 # In LunarLander the fovea's error comes on top, in Breakout how far the nearest place is from every pixel that moves, in
-# nats too (`astray` below). What moves is what is elsewhere ten decisions later: compared with the next frame, a paddle that rests
+# nats too (`astray` below). What moves is what is elsewhere some decisions later: compared with the next frame, a paddle that rests
 # would be nobody's, and its place would leave it for the ball. The paper's V had none of our helps.
 #
 # **Predict.** The error falls. Do the other two?
