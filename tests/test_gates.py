@@ -64,7 +64,7 @@ def make_rollouts(directory: Path, frames: np.ndarray, episode_length: int = 10)
     ends[:, :-1] = first[:, 1:]
     nothing = np.zeros(shape, np.uint8)
     arrays = {"frames": frames, "action": nothing, "reward": nothing.astype(np.float32), "terminated": ends,
-              "truncated": nothing.astype(bool), "first": first}  # fmt: skip
+              "truncated": nothing.astype(bool), "lost": nothing.astype(bool), "first": first}  # fmt: skip
     checkpoints.save(directory / "shard-0000.safetensors", arrays, {})
     return Rollouts(directory)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 
 import numpy as np
@@ -63,6 +64,31 @@ def test_steps_equal_the_whole_sequence_and_keep_the_latest_z(recent_z: int, vae
         np.testing.assert_allclose(x[:, -H:], expected, atol=1e-6)
         h = world_model.step(z[:, t], action[:, t], h)
         assert h.dtype == np.float32
+
+
+def test_where_v_says_places_c_sees_how_they_moved_and_what_is_between_them(mdn_rnn: MDNRNN) -> None:
+    world_model = NeuralWorldModel(VAE(Z, num_places=2), mdn_rnn, recent_z=3)
+    rng = np.random.default_rng(0)
+    z = rng.normal(size=(5, 6, Z)).astype(np.float32)
+    h = world_model.initial_state(5)
+    for t in range(6):
+        x = world_model.features(z[:, t], h)
+        assert x.shape == (5, world_model.feature_dim) == (5, len(world_model.emphasis))
+        then = [z[:, t - age, :4] if age <= t else None for age in range(3)]
+        expected = [z[:, t]]
+        expected += [np.zeros((5, 4)) if there is None else there for there in then[1:]]
+        for after, before in itertools.pairwise(then):
+            expected.append(np.zeros((5, 4)) if before is None else after - before)
+        expected.append(z[:, t, 2:4] - z[:, t, :2])
+        np.testing.assert_allclose(x[:, :-H], np.concatenate(expected, axis=1), atol=1e-6)
+        np.testing.assert_array_equal(x[:, -H:], h[:, :H])
+        h = world_model.step(z[:, t], rng.integers(A, size=5), h)
+    loud = world_model.emphasis > 1
+    assert loud[:4].all() and not loud[4:Z].any() and loud[Z:-H].all() and not loud[-H:].any()
+
+
+def test_without_places_nothing_is_emphasised(vae: VAE, mdn_rnn: MDNRNN) -> None:
+    assert (NeuralWorldModel(vae, mdn_rnn, recent_z=3).emphasis == np.ones(3 * Z + H)).all()
 
 
 def test_step_leaves_its_arguments_alone_and_rows_do_not_mix(vae: VAE, mdn_rnn: MDNRNN) -> None:

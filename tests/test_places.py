@@ -12,7 +12,8 @@ import torch
 from wm_lib import checkpoints
 from wm_lib.errors import StageError
 from wm_lib.models.foreground import moving_foreground
-from wm_lib.models.places import SPREAD, Places, astray, spots
+from wm_lib.models.patches import from_patches, to_patches
+from wm_lib.models.places import SPREAD, Places, astray, centre_of_mass, soft_argmax, spots
 from wm_lib.models.vae import ASTRAY, VAE, load_vae, make_vae, save_vae, vae_loss
 from wm_lib.settings import VAEConfig
 
@@ -84,9 +85,65 @@ def test_a_place_is_the_mean_of_the_pixels_looked_at() -> None:
     features = torch.zeros(3, 1, 16, 16)
     for batch, (row, column) in enumerate([(0, 0), (7, 3), (15, 15)]):
         features[batch, 0, row, column] = 1
-        first, second = finder.find(features)[batch].tolist()
+        first, second = finder.find(features, torch.zeros(3, 48, 16, 16))[batch].tolist()
         assert first == pytest.approx(pixel(4 * column + 1.5, 4 * row + 1.5), abs=1e-4)
         assert second == pytest.approx(pixel(4 * column + 2.5, 4 * row), abs=1e-4)
+
+
+def picture(*things: tuple[float, float, float]) -> torch.Tensor:
+    """Blocks of two by two pixels, each (column, row, brightness) of its upper left corner, drawn by area: (64, 64)."""
+    found = np.zeros((64, 64))
+    for column, row, brightness in things:
+        overlap = [np.clip(np.minimum(at + 2, np.arange(64) + 1) - np.maximum(at, np.arange(64)), 0, 1)
+                   for at in (row, column)]  # fmt: skip
+        found += brightness * np.outer(*overlap)
+    return torch.tensor(found, dtype=torch.float32)
+
+
+@pytest.mark.parametrize("missed", [(0.0, 0.0), (0.6, -0.4), (-1.5, 1.5)])
+def test_the_centre_of_mass_measures_to_a_fraction_of_a_pixel_what_was_pointed_at_roughly(
+    missed: tuple[float, float],
+) -> None:
+    rng = np.random.default_rng(0)
+    corners = rng.uniform(8, 50, (20, 2))
+    matter = torch.stack([picture((x, y, 0.7), (3, 58, 1.0)) for x, y in corners])
+    truth = torch.tensor(np.array([pixel(x + 0.5, y + 0.5) for x, y in corners]), dtype=torch.float32)[:, None]
+    found = centre_of_mass(truth + torch.tensor(missed) / 32, matter)
+    assert float((found - truth).abs().max() * 32) < 0.15
+
+
+def test_where_there_is_no_mass_a_place_stays() -> None:
+    places = torch.tensor([[pixel(20, 30), pixel(5.3, 44.8), pixel(0, 63)]])
+    for matter in (torch.zeros(1, 64, 64), picture((50, 8, 1.0))[None]):
+        torch.testing.assert_close(centre_of_mass(places, matter), places, atol=2e-3, rtol=0)
+
+
+def test_an_even_flight_is_even_in_z() -> None:
+    """The pointer takes the brightest pixel, so it jumps; what is said of the place does not."""
+    finder, columns = Places(48, 1), 20 + 0.4 * np.arange(30)
+    with torch.no_grad():
+        finder.attend.weight.zero_()
+        for at in range(16):
+            finder.attend.weight[at, 3 * at, 1, 1] = 60.0
+    frames = torch.stack([picture((x, 33.0, 1.0)) for x in columns])[..., None].expand(-1, -1, -1, 3)
+    patches = to_patches(frames)
+    with torch.no_grad():
+        said = finder.find(patches, patches)[:, 0, 0].numpy() * 32
+    pointed = soft_argmax(60 * frames[..., :1])[:, 0, 0].numpy() * 32
+    assert np.abs(np.diff(said) - 0.4).max() < 0.1 < 0.2 < np.abs(np.diff(pointed) - 0.4).max()
+
+
+def test_the_pointer_learns_as_if_its_place_had_not_been_measured() -> None:
+    """The centre of mass does not move with the pointer: taken literally, there would be no gradient."""
+    torch.manual_seed(0)
+    finder, features, centred = Places(8, 2), torch.randn(3, 8, 16, 16), torch.randn(3, 48, 16, 16)
+    finder.find(features, centred).square().sum().backward()
+    said = finder.find(features, centred).detach()
+    measured = finder.attend.weight.grad.clone()
+    finder.zero_grad()
+    pointed = soft_argmax(from_patches(finder.attend(features)))
+    (2 * said * pointed).sum().backward()
+    torch.testing.assert_close(measured, finder.attend.weight.grad)
 
 
 def test_moving_foreground_is_the_ball_here_and_neither_where_it_was_nor_a_gap_that_rests() -> None:
@@ -154,10 +211,10 @@ def test_what_z_says_of_a_place_is_drawn_there() -> None:
     assert torch.equal(drawn[0], drawn[1])
 
 
-def test_a_place_is_never_vaguer_than_half_a_pixel() -> None:
+def test_a_place_is_never_vaguer_than_an_eighth_of_a_pixel() -> None:
     model, frames = VAE(6, num_places=2), balls(3, np.random.default_rng(0))[0]
     with torch.no_grad():
-        for bias, expected in [(-5.0, (-5.0, -5.0)), (1.0, (math.log(0.5 * 3 / 32), 1.0))]:
+        for bias, expected in [(-5.0, (-5.0, -5.0)), (1.0, (math.log(0.125 * 3 / 32), 1.0))]:
             model.encoder[-1].weight.zero_()
             model.encoder[-1].bias.fill_(bias)
             log_sigma = model.encode(frames)[1]

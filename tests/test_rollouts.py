@@ -23,6 +23,12 @@ def story(seed, slot, number):
     return frames, rng.integers(-5, 6, size=length).astype(float), bool(rng.integers(2))
 
 
+def lives(seed, slot, number, t):
+    """Lives left after t decisions of an episode: three at first, fewer now and then."""
+    lost = np.random.default_rng([seed, slot, number, 1]).random(8) < 0.4
+    return max(0, 3 - int(lost[:t].sum()))
+
+
 class StoryEnv:
     """Plays out `story` and insists on the explicit resets of `make_env`."""
 
@@ -37,7 +43,7 @@ class StoryEnv:
         assert mask.tolist() == self.done.tolist()
         self.number += mask
         self.t[mask], self.done[:] = 0, False
-        return self._obs(), {}
+        return self._obs(), {"lives": np.full(self.num_envs, 3) * mask}  # 0 elsewhere, as Gymnasium's workers say
 
     def step(self, action):
         assert action.shape == (self.num_envs,) and not self.done.any()
@@ -47,7 +53,8 @@ class StoryEnv:
         over = np.array([self.t[i] == len(stories[i][1]) for i in range(self.num_envs)])
         terminated = over & [s[2] for s in stories]
         self.done = over
-        return self._obs(), reward, terminated, over & ~terminated, {}
+        left = np.array([lives(self.seed, i, n, t) for i, (n, t) in enumerate(zip(self.number, self.t, strict=True))])
+        return self._obs(), reward, terminated, over & ~terminated, {"lives": left}
 
     def _obs(self):
         # One buffer for ever: whoever keeps a frame has to copy it.
@@ -131,6 +138,8 @@ def test_rows_are_what_the_environments_played(tmp_path, made):
             assert rollouts.reward[s, t] == rewards[step] + rollouts.action[s, t]
             assert rollouts.terminated[s, t] == (over and terminates)
             assert rollouts.truncated[s, t] == (over and not terminates)
+            left, after = (lives(made[shard].seed, slot, number, at) for at in (step, step + 1))
+            assert rollouts.lost[s, t] == (after < left)
             episodes.append((s, number))
             total += float(rollouts.reward[s, t])
             step += 1
@@ -151,10 +160,30 @@ def test_types_in_memory_and_on_disk(tmp_path, made):
     types = {name: array.dtype.name for name, array in shard.items()}
     assert types == {
         "frames": "uint8", "action": "uint8", "reward": "float32",
-        "terminated": "bool", "truncated": "bool", "first": "bool",
+        "terminated": "bool", "truncated": "bool", "lost": "bool", "first": "bool",
     }  # fmt: skip
     assert rollouts.action.dtype == np.int64 and rollouts.episode.dtype == np.int64
     assert isinstance(rollouts.frames[0], np.memmap)
+
+
+def test_a_lost_life_is_an_end_to_memory(tmp_path, made):
+    run(tmp_path)
+    rollouts = Rollouts(tmp_path)
+    steps = rollouts.steps()
+    assert (rollouts.lost & ~rollouts.terminated).any()
+    for row in zip(steps["terminated"].ravel(), rollouts.terminated.ravel(), rollouts.lost.ravel(), strict=True):
+        assert row[0] == (row[1] or row[2])
+    for name in ("action", "reward", "truncated", "first"):
+        assert steps[name] is getattr(rollouts, name)
+
+
+def test_older_data_without_lost_lives_is_refused(tmp_path, made):
+    run(tmp_path)
+    path = tmp_path / "shard-0001.safetensors"
+    arrays, meta = checkpoints.load(path)
+    checkpoints.save(path, {name: array for name, array in arrays.items() if name != "lost"}, meta)
+    with pytest.raises(StageError, match=r"shard-0001.*lives were lost.*collect it again"):
+        Rollouts(tmp_path)
 
 
 def test_policy_is_told_where_episodes_begin(tmp_path, made):

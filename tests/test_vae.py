@@ -83,6 +83,7 @@ def write_rollouts(
         "reward": np.zeros(shape, np.float32),
         "terminated": ends,
         "truncated": np.zeros(shape, bool),
+        "lost": np.zeros(shape, bool),
         "first": first,
     }
     for k, rows in enumerate(np.split(np.arange(shape[0]), num_shards)):

@@ -105,9 +105,10 @@ def dream_against_reality(
 ) -> dict[str, Any]:
     """What the run's controller earns asleep and awake, and whether the dream knows better from worse.
 
-    All play for the same number of decisions, `default_horizon`, from the start of an episode, so that the returns can
-    be compared. For the second question a population of CMA-ES's first generation, linear controllers drawn around
-    zero, plays in both worlds: a rank correlation of 1 says that evolution would choose the same parents in either.
+    All play for the same number of decisions, `default_horizon`, from the start of an episode, or until they lose a
+    life, which ends a dream too: so the returns can be compared. For the second question a population of CMA-ES's first
+    generation, linear controllers drawn around zero, plays in both worlds: a rank correlation of 1 says that evolution
+    would choose the same parents in either.
 
     Args:
         run: Trained up to its controller.
@@ -137,7 +138,7 @@ def dream_against_reality(
             rngs = [np.random.default_rng([seed, slot]) for slot in range(env.num_envs)] if task.sampled else None
             agent = make_agent(world_model, player, env.num_envs, rngs)
         try:
-            return play_once(env, agent, horizon)[0]
+            return play_once(env, agent, horizon, one_life=True)[0]
         finally:
             env.close()
 

@@ -69,9 +69,10 @@ def collect(
     """Play `num_steps` decisions and write them as shards of num_envs x shard_length decisions each.
 
     num_steps is rounded up to whole shards. Shard k is directory/shard-000k.safetensors: frames uint8
-    (num_envs, T, 64, 64, 3); action uint8, reward float32, terminated, truncated, first bool (num_envs, T).
-    Row t holds frame t, the action chosen at it, and the reward and flags that followed. Where row t is
-    terminated or truncated, frame t+1 belongs to the next episode; an episode's final frame is not stored.
+    (num_envs, T, 64, 64, 3); action uint8, reward float32, terminated, truncated, lost, first bool (num_envs, T).
+    Row t holds frame t, the action chosen at it, and the reward and flags that followed; lost: the agent had a life
+    less then. Where row t is terminated or truncated, frame t+1 belongs to the next episode; an episode's final frame
+    is not stored.
 
     Environments and policy are made anew for every shard from the seed and the shard's number, so that a
     killed run, started again, ends bit-equal to an undisturbed one. Whole shards of this collection are kept,
@@ -153,6 +154,7 @@ class Rollouts:
         reward: float32 (num_sequences, T).
         terminated: bool (num_sequences, T).
         truncated: bool (num_sequences, T).
+        lost: bool (num_sequences, T), true where a life was lost.
         first: bool (num_sequences, T), true at an episode's first frame.
 
     Args:
@@ -170,12 +172,15 @@ class Rollouts:
         for path, shard in zip(paths, shards, strict=True):
             if shard["frames"].shape != shape:
                 raise StageError(f"{path} is of another shape than {paths[0]}; collect the data again")
+            if "lost" not in shard:
+                raise StageError(f"{path} does not say where lives were lost, as older data; collect it again")
         self.frames = [shard["frames"] for shard in shards]
         self._flat = [np.asarray(frames).reshape(-1, *shape[2:]) for frames in self.frames]
         self.action = np.concatenate([shard["action"] for shard in shards]).astype(np.int64)
         self.reward = np.concatenate([shard["reward"] for shard in shards])
         self.terminated = np.concatenate([shard["terminated"] for shard in shards])
         self.truncated = np.concatenate([shard["truncated"] for shard in shards])
+        self.lost = np.concatenate([shard["lost"] for shard in shards])
         self.first = np.concatenate([shard["first"] for shard in shards])
 
     @property
@@ -204,6 +209,15 @@ class Rollouts:
         follows = np.zeros_like(self.first)
         follows[:, :-1] = ~self.first[:, 1:]
         return follows
+
+    def steps(self) -> dict[str, np.ndarray]:
+        """What M reads beside the latents: `action`, `reward`, `terminated`, `truncated` and `first`, as above.
+
+        But a lost life counts as `terminated`: then comes a new serve, of which nothing before tells, and in a dream
+        that went on C would learn that a missed ball hardly matters.
+        """
+        steps = {name: getattr(self, name) for name in ("action", "reward", "truncated", "first")}
+        return steps | {"terminated": self.terminated | self.lost}
 
     @property
     def sha256(self) -> str:
@@ -270,19 +284,22 @@ def _play(
     rows = (num_envs, length)
     frames = np.empty((*rows, FRAME_SIZE, FRAME_SIZE, 3), np.uint8)
     actions, rewards = np.empty(rows, np.uint8), np.empty(rows, np.float32)
-    terminations, truncations, firsts = (np.empty(rows, bool) for _ in range(3))
+    terminations, truncations, losses, firsts = (np.empty(rows, bool) for _ in range(4))
     env = make_env(task, num_envs, shard_seed, meta["backend"])
     try:
-        obs, _ = env.reset()
-        first = np.ones(num_envs, bool)
+        obs, info = env.reset()
+        first, lives = np.ones(num_envs, bool), info.get("lives", 0)
         for t in range(length):
             action = policy(obs, first)
             frames[:, t], actions[:, t], firsts[:, t] = obs, action, first
-            obs, rewards[:, t], terminated, truncated, _ = env.step(action)
+            obs, rewards[:, t], terminated, truncated, info = env.step(action)
             terminations[:, t], truncations[:, t] = terminated, truncated
+            before, lives = lives, info.get("lives", 0)
+            losses[:, t] = lives < before
             first = terminated | truncated
             if first.any():
-                obs, _ = env.reset(options={"reset_mask": first})
+                obs, info = env.reset(options={"reset_mask": first})
+                lives = np.where(first, info.get("lives", 0), lives)
             if update is not None:
                 update(num_envs)
     finally:
@@ -293,6 +310,7 @@ def _play(
         "reward": rewards,
         "terminated": terminations,
         "truncated": truncations,
+        "lost": losses,
         "first": firsts,
     }
 

@@ -79,9 +79,7 @@ def _latents(run: Pipeline, directory: Path) -> dict[str, Any]:
             latents = run.previous.latents()  # V is the same, so its latents are
             old = latents["mu"], latents["log_sigma"]
     mu, log_sigma = vae.encode_frames(vae.load_vae(path), data, old=old)
-    fields = ("action", "reward", "terminated", "truncated", "first")
-    arrays = {name: getattr(data, name) for name in fields}
-    checkpoints.save(directory / "latents.safetensors", {"mu": mu, "log_sigma": log_sigma, **arrays}, {})
+    checkpoints.save(directory / "latents.safetensors", {"mu": mu, "log_sigma": log_sigma} | data.steps(), {})
     return {"active_units": vae.active_units(mu), "encoded": len(mu) - (len(old[0]) if old else 0)}
 
 

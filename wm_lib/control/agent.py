@@ -89,6 +89,8 @@ def load_agent(paths: Mapping[str, Path]) -> tuple[WorldModel, Controller]:
 def feature_statistics(world_model: WorldModel, latents: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
     """Mean and standard deviation, each float32 (feature_dim,), of what C would see on collected data.
 
+    The deviations are divided by the model's `emphasis`: in these units C sees more of some features than of others.
+
     Args:
         world_model: V and M.
         latents: `mu` (sequences, time, z_dim), `action` and `first` (sequences, time), see `wm_lib.models.latents`.
@@ -104,7 +106,7 @@ def feature_statistics(world_model: WorldModel, latents: dict[str, np.ndarray]) 
     mean = total / latents["first"].size
     std = np.sqrt(np.maximum(squares / latents["first"].size - np.square(mean), 0))
     # What hardly ever moves in the data must not be blown up when it does.
-    return mean.astype(np.float32), np.maximum(std, MIN_FEATURE_STD).astype(np.float32)
+    return mean.astype(np.float32), np.maximum(std, MIN_FEATURE_STD).astype(np.float32) / world_model.emphasis
 
 
 class FeatureAgent:

@@ -259,9 +259,13 @@ def _measure(
 
 
 def play_once(
-    env: VectorEnv, agent: Agent | FeatureAgent, max_decisions: int, seeds: Sequence[int] | None = None
+    env: VectorEnv,
+    agent: Agent | FeatureAgent,
+    max_decisions: int,
+    seeds: Sequence[int] | None = None,
+    one_life: bool = False,
 ) -> tuple[np.ndarray, int]:
-    """Play one episode in every slot, cut off after `max_decisions` (0 = never).
+    """Play one episode in every slot, cut off after `max_decisions` (0 = never), or with `one_life` when one is lost.
 
     A slot that has finished stands still until all have. `seeds` are for environments that played before.
 
@@ -272,13 +276,16 @@ def play_once(
     returns = np.zeros(env.num_envs)
     playing = np.ones(env.num_envs, bool)
     first = np.ones(env.num_envs, bool)
-    decisions = step = 0
+    decisions = step = lives = 0
     while playing.any() and not (max_decisions and step == max_decisions):
         action = agent(obs, first)
-        obs, reward, terminated, truncated, _ = env.step(action)
+        obs, reward, terminated, truncated, info = env.step(action)
         returns[playing] += reward[playing]
         decisions += int(playing.sum())
         playing &= ~(terminated | truncated)
+        before, lives = lives, info.get("lives", 0)
+        if one_life:
+            playing &= ~(lives < before)
         first = np.zeros(env.num_envs, bool)
         step += 1
     return returns, decisions

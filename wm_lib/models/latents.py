@@ -1,8 +1,8 @@
 """What V made of the data, as M reads it: windows of latents that know where the episodes begin.
 
 Latents are a dict of arrays (sequences, time): `mu` and `log_sigma` (with a z_dim axis) of V's posterior at
-each step, the `action` chosen there, and the `reward`, `terminated` and `truncated` that followed; `first`
-marks the first step of an episode.
+each step, the `action` chosen there, and the `reward`, `terminated` and `truncated` that followed, where a lost
+life counts as `terminated` too; `first` marks the first step of an episode.
 """
 
 from __future__ import annotations

@@ -13,12 +13,18 @@ from wm_lib.models import training
 from wm_lib.models.mdn_rnn import MDNRNN, load_mdn_rnn, sample_mdn
 from wm_lib.models.vae import VAE, load_vae
 
+EMPHASIS = 4.0  # how much more than others what C sees of places counts, and how much less the rest
+
 
 class NeuralWorldModel:
     """A `WorldModel` of a VAE and an MDN-RNN.
 
     A row of the memory h is [LSTM h, LSTM c, previous z, the one before, ...]; C sees
     [z, previous z, the one before, ..., LSTM h], the paper's [z, h] when `recent_z` is 1.
+
+    Where V says places, C sees of the earlier z the places only, and besides what it would spend most of its training on,
+    learning to subtract: [z, earlier places, changes of the places, what is between one and the next, LSTM h], see
+    `seen_of_places`. And what says a place counts more than the rest (`emphasis`).
 
     Args:
         vae: V.
@@ -37,8 +43,16 @@ class NeuralWorldModel:
             raise UsageError(f"controller.recent_z must be at least 1, found {recent_z}")
         self.vae, self.mdn_rnn, self.bf16 = vae.eval(), mdn_rnn.eval(), bf16
         self.z_dim = mdn_rnn.z_dim
-        self.feature_dim = recent_z * self.z_dim + mdn_rnn.rnn_size
         self.state_dim = 2 * mdn_rnn.rnn_size + (recent_z - 1) * self.z_dim
+        earlier = (recent_z - 1) * self.z_dim
+        named = 2 * vae.num_places  # of z's numbers, those that say places
+        if named:
+            earlier = 2 * (recent_z - 1) * named + named - 2
+        self.feature_dim = self.z_dim + earlier + mdn_rnn.rnn_size
+        self.emphasis = np.ones(self.feature_dim, np.float32)
+        if named:
+            self.emphasis[:] = 1 / EMPHASIS
+            self.emphasis[:named] = self.emphasis[self.z_dim : self.z_dim + earlier] = EMPHASIS
 
     @classmethod
     def load(cls, vae_path: Path, mdn_rnn_path: Path, recent_z: int = 1, bf16: bool = False) -> NeuralWorldModel:
@@ -65,8 +79,11 @@ class NeuralWorldModel:
 
     def features(self, z: np.ndarray, h: np.ndarray) -> np.ndarray:
         """What C sees, float32 (batch, feature_dim)."""
-        size = self.mdn_rnn.rnn_size
-        return np.concatenate([z, h[:, 2 * size :], h[:, :size]], axis=1, dtype=np.float32)
+        size, named = self.mdn_rnn.rnn_size, 2 * self.vae.num_places
+        earlier = h[:, 2 * size :]
+        if named:
+            earlier = seen_of_places(z[:, :named], earlier.reshape(len(h), -1, self.z_dim)[:, :, :named])
+        return np.concatenate([z, earlier, h[:, :size]], axis=1, dtype=np.float32)
 
     @torch.inference_mode()
     def step(self, z: np.ndarray, action: np.ndarray, h: np.ndarray) -> np.ndarray:
@@ -124,3 +141,20 @@ class NeuralWorldModel:
         size, depth = self.mdn_rnn.rnn_size, self.state_dim - 2 * self.mdn_rnn.rnn_size
         recent = np.concatenate([z, h[:, 2 * size :]], axis=1)[:, :depth]
         return np.concatenate([lstm[0].numpy(), lstm[1].numpy(), recent], axis=1, dtype=np.float32)
+
+
+def seen_of_places(now: np.ndarray, earlier: np.ndarray) -> np.ndarray:
+    """What C sees of places beside where they are now.
+
+    Args:
+        now: float32 (batch, 2 * num_places), x and y of each.
+        earlier: (batch, n, 2 * num_places), one decision ago, two, ...; zeros before the episode began.
+
+    Returns:
+        (batch, 4 * n * num_places + 2 * (num_places - 1)): `earlier`; how far each place moved from one decision to the
+        next, the latest first, 0 where one of the two is missing; and from each place to the next one.
+    """
+    known = earlier.any(2, keepdims=True)
+    changes = (np.concatenate([now[:, None], earlier[:, :-1]], axis=1) - earlier) * known
+    between = now[:, 2:] - now[:, :-2]
+    return np.concatenate([earlier.reshape(len(now), -1), changes.reshape(len(now), -1), between], axis=1)

@@ -4,9 +4,12 @@ An autoencoder learns where the ball is only by drawing it, and a ball of two pi
 is as wrong as none. Good play of Breakout makes so many walls that V never finds out. Here nothing has to be found out
 by drawing. The encoder points: each place is the mean position over the pixels, weighted by a softmax (spatial soft
 argmax; Finn et al., 2016, "Deep spatial autoencoders"). What moves is seen by comparing a frame with one some decisions
-later, and the place nearest to it is pulled there however far it is. And the decoder is handed a spot of light at each
-place (as in Jakab et al., 2018), so that drawing is only a matter of colour. A place is said to half a pixel from the
-beginning: left to itself V finds vague places cheaper, draws without them, and M gets to read noise.
+later, and the place nearest to it is pulled there however far it is. Pointing finds a thing and does not measure it: a
+softmax sharp enough to leave four thousand pixels for one takes the brightest, so that a ball in even flight seems to
+move by one pixel, then by three. From there a place goes to the centre of mass of what is around it (mean shift;
+Fukunaga & Hostetler, 1975), which tells a ball that lights two pixels to a tenth of one. And the decoder is handed a
+spot of light at each place (as in Jakab et al., 2018), so that drawing is only a matter of colour. The posterior of a
+place is narrow from the beginning: left to itself V finds vague places cheaper, draws without them, and M reads noise.
 """
 
 from __future__ import annotations
@@ -18,7 +21,9 @@ from wm_lib.models.patches import from_patches, to_patches
 
 REACH = 3.0  # z of a place runs from -REACH at the left or upper edge of the picture to REACH at the other
 WIDTHS = (1.0, 3.0)  # standard deviations of the spots of light, in pixels
-SIGMA = REACH / 64  # at most, of a place's Gaussian: half a pixel, in z
+SIGMA = REACH / 256  # at most, of a place's Gaussian: an eighth of a pixel, in z
+WINDOW = 1.5  # pixels: the standard deviation of what is around a place
+NOTHING = 1e-3  # mass that lies at the place itself, so that it stays where there is no other
 SPREAD = 1.4  # pixels: how near a place should come to what moves
 
 PIXELS = (torch.arange(64) + 0.5) / 32 - 1  # the middles of the pixels: the picture runs from -1 to 1
@@ -37,6 +42,23 @@ def soft_argmax(score: Tensor) -> Tensor:
     x = torch.einsum("bxk,x->bk", weight.sum(1), PIXELS)
     y = torch.einsum("byk,y->bk", weight.sum(2), PIXELS)
     return torch.stack([x, y], dim=2)
+
+
+def centre_of_mass(places: Tensor, matter: Tensor) -> Tensor:
+    """Where the mass around each place has its centre, after two steps of mean shift.
+
+    Args:
+        places: (batch, K, 2), x and y from -1 to 1.
+        matter: (batch, 64, 64), at least 0: how much there is at every pixel.
+
+    Returns:
+        (batch, K, 2); where nothing is around, as before.
+    """
+    for _ in range(2):
+        across, down = torch.exp(-0.5 * ((PIXELS - places[..., None]) * (32 / WINDOW)).square()).unbind(2)  # (b, K, 64)
+        mass = torch.stack([across * (down @ matter), down * (across @ matter.mT)], dim=2)  # by column, by row
+        places = ((mass * PIXELS).sum(3) + NOTHING * places) / (mass.sum(3) + NOTHING)
+    return places
 
 
 def spots(places: Tensor, width: float) -> Tensor:
@@ -86,9 +108,14 @@ class Places(nn.Module):
         self.attend = nn.Conv2d(num_features, 16 * num_places, 3, padding=1)
         self.colour = nn.Conv2d(16 * len(WIDTHS) * num_places, 48, 3, padding=1, bias=False)
 
-    def find(self, features: Tensor) -> Tensor:
-        """Places (batch, K, 2), x and y from -1 to 1."""
-        return soft_argmax(from_patches(self.attend(features).float()))
+    def find(self, features: Tensor, centred: Tensor) -> Tensor:
+        """Places (batch, K, 2), x and y from -1 to 1, in a picture (batch, 48, 16, 16) and its features.
+
+        Gradients are those of pointing: the centre of mass would stay where it is if the pointer moved a little.
+        """
+        pointed = soft_argmax(from_patches(self.attend(features).float()))
+        matter = from_patches(centred.detach().float()).abs().sum(3)
+        return pointed + (centre_of_mass(pointed.detach(), matter) - pointed.detach())
 
     def picture(self, places: Tensor) -> Tensor:
         """What the spots of light at the places are worth, in patches (batch, 48, 16, 16)."""

@@ -35,7 +35,6 @@ from wm_lib.tasks import FRAME_SIZE
 PATCH = 4  # pixels
 SIDE = FRAME_SIZE // PATCH
 NUM_PATCHES = SIDE * SIDE * 3
-LATENT_FIELDS = ("action", "reward", "terminated", "truncated", "first")
 FRAMES_AT_ONCE = 1024
 STEPS_AT_ONCE = 64
 EVENNESS = 0.5  # 0: the components of z keep their sizes; 1: all have the same; the faint ones hold the noise
@@ -97,6 +96,7 @@ class Reservoir:
         self.z_dim, self.state_dim = self.encoder.shape[1], len(self.recurrent)
         self.num_actions = len(self.inputs) - self.z_dim
         self.feature_dim = 2 * self.z_dim
+        self.emphasis = np.ones(self.feature_dim, np.float32)
         # One matrix from pixels to z: averaging over patches is linear too.
         spread = self.encoder.reshape(SIDE, SIDE, 3, self.z_dim).repeat(PATCH, 0).repeat(PATCH, 1) / (255 * PATCH**2)
         self._pixels = np.ascontiguousarray(spread.reshape(-1, self.z_dim), np.float32)
@@ -216,7 +216,7 @@ def fit_reservoir(
             mu[index] = model.encode(data.gather(index))
             progress.update(len(index))
         latents = {"mu": mu.reshape(data.num_sequences, data.length, -1)}
-        latents |= {name: getattr(data, name) for name in LATENT_FIELDS}
+        latents |= data.steps()
         low, high = mu.min(0), mu.max(0)
         model.low, model.high = low - MARGIN * (high - low), high + MARGIN * (high - low)
         fit_heads(model, latents, train, config)

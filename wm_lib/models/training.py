@@ -27,6 +27,10 @@ def fast_autocast() -> torch.autocast:
     return torch.autocast("cpu", torch.bfloat16, enabled=torch.cpu._is_avx512_bf16_supported())
 
 
+# Channels last is what bfloat16 is fast with; without it the plain order is a quarter faster.
+MEMORY_FORMAT = torch.channels_last if torch.cpu._is_avx512_bf16_supported() else torch.contiguous_format
+
+
 def keep_freed_memory() -> None:
     """Tell glibc to keep the memory of freed tensors for the next ones.
 

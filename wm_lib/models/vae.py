@@ -105,7 +105,7 @@ class VAE(nn.Module):
         if background is None:
             background = np.zeros((64, 64, 3), np.float32)
         self.register_buffer("background", torch.tensor(background, dtype=torch.float32))
-        self.to(memory_format=torch.channels_last)
+        self.to(memory_format=training.MEMORY_FORMAT)
 
     @property
     def has_fovea(self) -> bool:
@@ -131,7 +131,7 @@ class VAE(nn.Module):
         mu, log_sigma = out.float().split([self.z_dim - 2 * self.num_places, self.z_dim], dim=1)
         log_sigma = log_sigma.clamp(-7, 3)
         if self.num_places:
-            mu = torch.cat([REACH * self.places.find(features).flatten(1), mu], dim=1)
+            mu = torch.cat([REACH * self.places.find(features, centred).flatten(1), mu], dim=1)
             vague, rest = log_sigma.tensor_split([2 * self.num_places], dim=1)
             log_sigma = torch.cat([vague.clamp(max=math.log(SIGMA)), rest], dim=1)
         return mu, log_sigma

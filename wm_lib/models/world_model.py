@@ -17,11 +17,13 @@ class WorldModel(Protocol):
     Attributes:
         z_dim: Size of the latent vector z.
         feature_dim: Number of values C sees.
+        emphasis: float32 (feature_dim,), above 0: how many times its own spread each of them counts for C.
         state_dim: Length of a row of h.
     """
 
     z_dim: int
     feature_dim: int
+    emphasis: np.ndarray
     state_dim: int
 
     def encode(self, frames: np.ndarray) -> np.ndarray:
