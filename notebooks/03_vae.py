@@ -194,6 +194,31 @@ else:
 # %% [markdown]
 # **Explain.** Nobody said which thing is the ball. What will be elsewhere soon pulls the nearest place to itself, and so each
 # place came to follow one thing. In these numbers nothing is folded: twice as far in the picture is twice as far in *z*.
+#
+# Pointing finds, but it does not measure. A softmax that prefers one pixel to four thousand others prefers the brightest, too, and a ball
+# that flies evenly lights now one pixel, now two. So V goes from where it points to the *centre of mass* of what is around: every pixel
+# counts as much as it differs from the background, and the less the farther away it is.
+#
+# **Predict.** Below is how far the fastest place goes from each frame to the next. Which of the two curves will be the smoother?
+
+# %%
+if net.num_places:
+    flight = data.gather(np.arange(start, start + 32))
+    with torch.inference_mode():
+        centred = net.centre(flight)
+        features = net.encoder[:2](centred)
+        where = {"pointed at": net.places.point(features), "measured": net.places.find(features, centred)}
+    steps = {name: 32 * np.linalg.norm(np.diff(places.numpy(), axis=0), axis=2) for name, places in where.items()}
+    fastest = np.median(steps["measured"], axis=0).argmax()
+    median = {name: np.median(np.abs(np.diff(values[:, fastest]))) for name, values in steps.items()}
+    print("from one step to the next its length changes by " + ", ".join(f"{value:.2f} pixels ({name})" for name, value in median.items()))
+    curves = {name: (np.arange(31), values[:, fastest]) for name, values in steps.items()}
+    plots.lines(curves, "decision", "pixels since the frame before")
+
+# %% [markdown]
+# **Explain.** Whoever wants to know how fast the ball is takes the difference of two places, and with it the errors of both. What was
+# pointed at is off by half a pixel, as long as half a step of the ball: of its speed hardly anything is left. What was measured keeps
+# it. High tips remain: the ball bounces, or a new one is served.
 
 # %% [markdown]
 # ## 4. Reading z

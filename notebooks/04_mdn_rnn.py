@@ -63,7 +63,8 @@ print(f"{run.task.name}: {run.directory}")
 # %% [markdown]
 # ## 1. Learning to predict
 # M reads *z* and the action, keeps what it needs in its memory *h*, and answers three questions: what will the next *z* be,
-# what will it pay, and will the episode end? For each number of *z* it gives a *mixture* of Gaussians, since a ball that may
+# what will it pay, and will the episode end? (In Breakout a lost life is an end, too: what comes then is a new serve, of which nothing
+# before tells.) For each number of *z* it gives a *mixture* of Gaussians, since a ball that may
 # bounce left or right is not well described by its mean in the middle.
 #
 # **Predict.** Which of the three is the hardest in your task?

@@ -102,7 +102,8 @@ sizes = {
     "C": sum(w.size + b.size for w, b in zip(controller.weights, controller.biases, strict=True)),
     "a linear C": num_linear(world_model.feature_dim, run.task.num_actions),
 }
-print(f"C reads {world_model.feature_dim} features: {config.recent_z} times z ({world_model.z_dim}) and h ({world_model.mdn_rnn.rnn_size})")
+now, memory = world_model.z_dim, world_model.mdn_rnn.rnn_size
+print(f"C reads {world_model.feature_dim} features: z ({now}), h ({memory}), and {world_model.feature_dim - now - memory} of the {config.recent_z - 1} z before")
 print(", ".join(f"{name}: {size}" for name, size in sizes.items()), "parameters")
 plots.bars(sizes, "parameters", "How large each part is (mind the scale)", log=True)
 

@@ -89,6 +89,28 @@ def share_of_right_actions(controller, agent_class=Agent, extra_columns=0):
     return returns.sum() / decisions
 
 
+class LivesEnv:
+    """Pays 1 a decision; game i has two lives, loses the first with decision 2 + i and the last with decision 9."""
+
+    num_envs = 3
+
+    def reset(self, *, seed=None, options=None):
+        self.t = 0
+        return np.zeros((3, 1), np.float32), {"lives": np.full(3, 2)}
+
+    def step(self, action):
+        self.t += 1
+        over = np.full(3, self.t >= 9)
+        lives = np.where(over, 0, np.where(self.t >= 2 + np.arange(3), 1, 2))
+        return np.zeros((3, 1), np.float32), np.ones(3), over, np.zeros(3, bool), {"lives": lives}
+
+
+@pytest.mark.parametrize(("one_life", "expected"), [(False, [9, 9, 9]), (True, [2, 3, 4])])
+def test_an_episode_may_be_played_for_one_life_only(one_life, expected):
+    returns, decisions = play_once(LivesEnv(), lambda obs, first: np.zeros(3, int), 0, one_life=one_life)
+    assert returns.tolist() == expected and decisions == sum(expected)
+
+
 @pytest.mark.parametrize("kind", ["original", "cpu"])
 @pytest.mark.parametrize("task", [TASK, SAMPLED], ids=["greedy", "sampled"])
 def test_evolution_finds_the_rule(tmp_path, kind, task):

@@ -261,7 +261,7 @@ def _noise(config: Config, seed: int, stack: ExitStack) -> Rollouts:
 
 def _transitions(shape: tuple[int, int], num_actions: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
     """Everything but what is seen, of one episode in each row."""
-    flags = {name: np.zeros(shape, bool) for name in ("terminated", "truncated", "first")}
+    flags = {name: np.zeros(shape, bool) for name in ("terminated", "truncated", "lost", "first")}
     flags["first"][:, 0] = True
     reward = rng.standard_normal(shape, dtype=np.float32)
     return {"action": rng.integers(num_actions, size=shape), "reward": reward, **flags}

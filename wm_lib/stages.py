@@ -186,10 +186,7 @@ def _dream(run: Pipeline, directory: Path, statistics: tuple[np.ndarray, np.ndar
         config.model_copy(update={"num_steps": config.dream_steps, "end_at_lost_life": False}),
         seed=derive_seed(run.seed, "dream"),
         directory=directory,
-        # An end that is drawn at every step ends long dreams by chance.
-        make_env=lambda num_envs, seed: dreams_of(
-            run, num_envs, 0, config.dream_temperature, "anywhere", seed, done_threshold=0.5
-        ),
+        make_env=lambda num_envs, seed: dreams_of(run, num_envs, 0, config.dream_temperature, "anywhere", seed),
         statistics=statistics,
         start=start,
     )

@@ -285,7 +285,7 @@ def play_once(
         playing &= ~(terminated | truncated)
         before, lives = lives, info.get("lives", 0)
         if one_life:
-            playing &= ~(lives < before)
+            playing &= lives >= before
         first = np.zeros(env.num_envs, bool)
         step += 1
     return returns, decisions

@@ -22,8 +22,8 @@ class NeuralWorldModel:
     A row of the memory h is [LSTM h, LSTM c, previous z, the one before, ...]; C sees
     [z, previous z, the one before, ..., LSTM h], the paper's [z, h] when `recent_z` is 1.
 
-    Where V says places, C sees of the earlier z the places only, and besides what it would spend most of its training on,
-    learning to subtract: [z, earlier places, changes of the places, what is between one and the next, LSTM h], see
+    Where V says places, C sees of the earlier z the places only, and besides what it would spend most of its training
+    on, learning to subtract: [z, earlier places, changes of the places, what is between one and the next, LSTM h], see
     `seen_of_places`. And what says a place counts more than the rest (`emphasis`).
 
     Args:

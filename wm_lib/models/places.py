@@ -108,12 +108,16 @@ class Places(nn.Module):
         self.attend = nn.Conv2d(num_features, 16 * num_places, 3, padding=1)
         self.colour = nn.Conv2d(16 * len(WIDTHS) * num_places, 48, 3, padding=1, bias=False)
 
+    def point(self, features: Tensor) -> Tensor:
+        """Roughly where, in the features of a picture: (batch, K, 2), x and y from -1 to 1."""
+        return soft_argmax(from_patches(self.attend(features).float()))
+
     def find(self, features: Tensor, centred: Tensor) -> Tensor:
-        """Places (batch, K, 2), x and y from -1 to 1, in a picture (batch, 48, 16, 16) and its features.
+        """Exactly where, in a picture (batch, 48, 16, 16) and its features: (batch, K, 2), x and y from -1 to 1.
 
         Gradients are those of pointing: the centre of mass would stay where it is if the pointer moved a little.
         """
-        pointed = soft_argmax(from_patches(self.attend(features).float()))
+        pointed = self.point(features)
         matter = from_patches(centred.detach().float()).abs().sum(3)
         return pointed + (centre_of_mass(pointed.detach(), matter) - pointed.detach())
 
