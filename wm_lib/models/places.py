@@ -6,10 +6,12 @@ by drawing. The encoder points: each place is the mean position over the pixels,
 argmax; Finn et al., 2016, "Deep spatial autoencoders"). What moves is seen by comparing a frame with one some decisions
 later, and the place nearest to it is pulled there however far it is. Pointing finds a thing and does not measure it: a
 softmax sharp enough to leave four thousand pixels for one takes the brightest, so that a ball in even flight seems to
-move by one pixel, then by three. From there a place goes to the centre of mass of what is around it (mean shift;
-Fukunaga & Hostetler, 1975), which tells a ball that lights two pixels to a tenth of one. And the decoder is handed a
-spot of light at each place (as in Jakab et al., 2018), so that drawing is only a matter of colour. The posterior of a
-place is narrow from the beginning: left to itself V finds vague places cheaper, draws without them, and M reads noise.
+move by one pixel, then by three. So whoever encodes a frame measures, too: from where V points a place goes to the
+centre of mass of what is around it (mean shift; Fukunaga & Hostetler, 1975), which tells a ball that lights two pixels
+to a tenth of one. Measuring has no part in learning: where it leads does not depend on exactly where V points, and
+taught through it V points worse. And the decoder is handed a spot of light at each place (as in Jakab et al., 2018), so
+that drawing is only a matter of colour. A place is said to half a pixel from the beginning: left to itself V finds
+vague places cheaper, draws without them, and M reads noise.
 """
 
 from __future__ import annotations
@@ -21,7 +23,8 @@ from wm_lib.models.patches import from_patches, to_patches
 
 REACH = 3.0  # z of a place runs from -REACH at the left or upper edge of the picture to REACH at the other
 WIDTHS = (1.0, 3.0)  # standard deviations of the spots of light, in pixels
-SIGMA = REACH / 256  # at most, of a place's Gaussian: an eighth of a pixel, in z
+SIGMA = REACH / 64  # at most, of a place's Gaussian while V learns to point: half a pixel, in z
+MEASURED = REACH / 256  # at most, once the place is measured: an eighth of a pixel
 WINDOW = 1.5  # pixels: the standard deviation of what is around a place
 NOTHING = 1e-3  # mass that lies at the place itself, so that it stays where there is no other
 SPREAD = 1.4  # pixels: how near a place should come to what moves
@@ -108,18 +111,9 @@ class Places(nn.Module):
         self.attend = nn.Conv2d(num_features, 16 * num_places, 3, padding=1)
         self.colour = nn.Conv2d(16 * len(WIDTHS) * num_places, 48, 3, padding=1, bias=False)
 
-    def point(self, features: Tensor) -> Tensor:
-        """Roughly where, in the features of a picture: (batch, K, 2), x and y from -1 to 1."""
+    def find(self, features: Tensor) -> Tensor:
+        """Where it points in the features of a picture: places (batch, K, 2), x and y from -1 to 1."""
         return soft_argmax(from_patches(self.attend(features).float()))
-
-    def find(self, features: Tensor, centred: Tensor) -> Tensor:
-        """Exactly where, in a picture (batch, 48, 16, 16) and its features: (batch, K, 2), x and y from -1 to 1.
-
-        Gradients are those of pointing: the centre of mass would stay where it is if the pointer moved a little.
-        """
-        pointed = self.point(features)
-        matter = from_patches(centred.detach().float()).abs().sum(3)
-        return pointed + (centre_of_mass(pointed.detach(), matter) - pointed.detach())
 
     def picture(self, places: Tensor) -> Tensor:
         """What the spots of light at the places are worth, in patches (batch, 48, 16, 16)."""

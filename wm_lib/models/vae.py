@@ -37,7 +37,7 @@ from wm_lib.models.foreground import (
     moving_foreground,
 )
 from wm_lib.models.patches import from_patches, to_patches
-from wm_lib.models.places import REACH, SIGMA, Places, astray
+from wm_lib.models.places import MEASURED, REACH, SIGMA, Places, astray, centre_of_mass
 from wm_lib.rollouts import Rollouts
 from wm_lib.settings import VAEConfig
 
@@ -131,14 +131,22 @@ class VAE(nn.Module):
         mu, log_sigma = out.float().split([self.z_dim - 2 * self.num_places, self.z_dim], dim=1)
         log_sigma = log_sigma.clamp(-7, 3)
         if self.num_places:
-            mu = torch.cat([REACH * self.places.find(features, centred).flatten(1), mu], dim=1)
+            mu = torch.cat([REACH * self.places.find(features).flatten(1), mu], dim=1)
             vague, rest = log_sigma.tensor_split([2 * self.num_places], dim=1)
             log_sigma = torch.cat([vague.clamp(max=math.log(SIGMA)), rest], dim=1)
         return mu, log_sigma
 
     def encode(self, frames: Tensor | np.ndarray) -> tuple[Tensor, Tensor]:
-        """`mu` and `log_sigma`, each float32 (batch, z_dim), of frames uint8 (batch, 64, 64, 3)."""
-        return self.posterior(self.centre(frames))
+        """`mu` and `log_sigma`, each float32 (batch, z_dim), of frames uint8 (batch, 64, 64, 3), places measured."""
+        centred = self.centre(frames)
+        mu, log_sigma = self.posterior(centred)
+        if self.num_places:
+            vague, rest = log_sigma.tensor_split([2 * self.num_places], dim=1)
+            log_sigma = torch.cat([vague.clamp(max=math.log(MEASURED)), rest], dim=1)
+            matter = from_patches(centred).abs().sum(3)
+            measured = REACH * centre_of_mass(self.places_in(mu), matter).flatten(1)
+            mu = torch.cat([measured, mu[:, 2 * self.num_places :]], dim=1)
+        return mu, log_sigma
 
     def places_in(self, z: Tensor) -> Tensor:
         """The places that z (batch, z_dim) says: (batch, num_places, 2), x and y from -1 to 1."""
