@@ -205,9 +205,8 @@ else:
 if net.num_places:
     flight = data.gather(np.arange(start, start + 32))
     with torch.inference_mode():
-        centred = net.centre(flight)
-        features = net.encoder[:2](centred)
-        where = {"pointed at": net.places.point(features), "measured": net.places.find(features, centred)}
+        found = {"pointed at": net.posterior(net.centre(flight))[0], "measured": net.encode(flight)[0]}
+        where = {name: net.places_in(mu) for name, mu in found.items()}
     steps = {name: 32 * np.linalg.norm(np.diff(places.numpy(), axis=0), axis=2) for name, places in where.items()}
     fastest = np.median(steps["measured"], axis=0).argmax()
     median = {name: np.median(np.abs(np.diff(values[:, fastest]))) for name, values in steps.items()}

@@ -12,7 +12,6 @@ import torch
 from wm_lib import checkpoints
 from wm_lib.errors import StageError
 from wm_lib.models.foreground import moving_foreground
-from wm_lib.models.patches import from_patches, to_patches
 from wm_lib.models.places import SPREAD, Places, astray, centre_of_mass, soft_argmax, spots
 from wm_lib.models.vae import ASTRAY, VAE, load_vae, make_vae, save_vae, vae_loss
 from wm_lib.settings import VAEConfig
@@ -85,7 +84,7 @@ def test_a_place_is_the_mean_of_the_pixels_looked_at() -> None:
     features = torch.zeros(3, 1, 16, 16)
     for batch, (row, column) in enumerate([(0, 0), (7, 3), (15, 15)]):
         features[batch, 0, row, column] = 1
-        first, second = finder.find(features, torch.zeros(3, 48, 16, 16))[batch].tolist()
+        first, second = finder.find(features)[batch].tolist()
         assert first == pytest.approx(pixel(4 * column + 1.5, 4 * row + 1.5), abs=1e-4)
         assert second == pytest.approx(pixel(4 * column + 2.5, 4 * row), abs=1e-4)
 
@@ -118,32 +117,22 @@ def test_where_there_is_no_mass_a_place_stays() -> None:
         torch.testing.assert_close(centre_of_mass(places, matter), places, atol=2e-3, rtol=0)
 
 
-def test_an_even_flight_is_even_in_z() -> None:
+def test_an_even_flight_is_measured_as_even() -> None:
     """The pointer takes the brightest pixel, so it jumps; what is said of the place does not."""
-    finder, columns = Places(48, 1), 20 + 0.4 * np.arange(30)
-    with torch.no_grad():
-        finder.attend.weight.zero_()
-        for at in range(16):
-            finder.attend.weight[at, 3 * at, 1, 1] = 60.0
-    frames = torch.stack([picture((x, 33.0, 1.0)) for x in columns])[..., None].expand(-1, -1, -1, 3)
-    patches = to_patches(frames)
-    with torch.no_grad():
-        said = finder.find(patches, patches)[:, 0, 0].numpy() * 32
-    pointed = soft_argmax(60 * frames[..., :1])[:, 0, 0].numpy() * 32
-    assert np.abs(np.diff(said) - 0.4).max() < 0.1 < 0.2 < np.abs(np.diff(pointed) - 0.4).max()
+    frames = torch.stack([picture((x, 33.0, 1.0)) for x in 20 + 0.4 * np.arange(30)])
+    pointed = soft_argmax(60 * frames[..., None])
+    steps = [np.diff(places[:, 0, 0].numpy() * 32) for places in (pointed, centre_of_mass(pointed, frames))]
+    assert np.abs(steps[1] - 0.4).max() < 0.1 < 0.2 < np.abs(steps[0] - 0.4).max()
 
 
-def test_the_pointer_learns_as_if_its_place_had_not_been_measured() -> None:
-    """The centre of mass does not move with the pointer: taken literally, there would be no gradient."""
+def test_encoding_measures_what_v_points_at_and_leaves_the_rest_of_z() -> None:
     torch.manual_seed(0)
-    finder, features, centred = Places(8, 2), torch.randn(3, 8, 16, 16), torch.randn(3, 48, 16, 16)
-    finder.find(features, centred).square().sum().backward()
-    said = finder.find(features, centred).detach()
-    measured = finder.attend.weight.grad.clone()
-    finder.zero_grad()
-    pointed = soft_argmax(from_patches(finder.attend(features)))
-    (2 * said * pointed).sum().backward()
-    torch.testing.assert_close(measured, finder.attend.weight.grad)
+    model, frames = VAE(12, np.full((64, 64, 3), 0.2), num_places=2), balls(5, np.random.default_rng(0))[0]
+    with torch.no_grad():
+        pointed, mu = model.posterior(model.centre(frames))[0], model.encode(frames)[0]
+    matter = 4 * (frames.float() / 255 - 0.2).abs().sum(3)
+    torch.testing.assert_close(model.places_in(mu), centre_of_mass(model.places_in(pointed), matter))
+    assert torch.equal(mu[:, 4:], pointed[:, 4:]) and not torch.allclose(mu[:, :4], pointed[:, :4], atol=0.01)
 
 
 def test_moving_foreground_is_the_ball_here_and_neither_where_it_was_nor_a_gap_that_rests() -> None:
@@ -211,15 +200,16 @@ def test_what_z_says_of_a_place_is_drawn_there() -> None:
     assert torch.equal(drawn[0], drawn[1])
 
 
-def test_a_place_is_never_vaguer_than_an_eighth_of_a_pixel() -> None:
+def test_a_place_is_vague_by_half_a_pixel_at_most_and_measured_by_an_eighth() -> None:
     model, frames = VAE(6, num_places=2), balls(3, np.random.default_rng(0))[0]
     with torch.no_grad():
-        for bias, expected in [(-5.0, (-5.0, -5.0)), (1.0, (math.log(0.125 * 3 / 32), 1.0))]:
-            model.encoder[-1].weight.zero_()
+        model.encoder[-1].weight.zero_()
+        for bias, pointed, measured in [(-5.0, -5.0, -5.0), (1.0, math.log(0.5 * 3 / 32), math.log(0.125 * 3 / 32))]:
             model.encoder[-1].bias.fill_(bias)
-            log_sigma = model.encode(frames)[1]
-            assert log_sigma[:, :4].unique().tolist() == pytest.approx([expected[0]])
-            assert log_sigma[:, 4:].unique().tolist() == pytest.approx([expected[1]])
+            ways = {pointed: model.posterior(model.centre(frames)), measured: model.encode(frames)}
+            for expected, (_, log_sigma) in ways.items():
+                assert log_sigma[:, :4].unique().tolist() == pytest.approx([expected])
+                assert log_sigma[:, 4:].unique().tolist() == pytest.approx([bias])
 
 
 def test_places_count_in_the_loss_at_their_weight() -> None:
@@ -230,7 +220,8 @@ def test_places_count_in_the_loss_at_their_weight() -> None:
     without, _ = vae_loss(model, frames, None, 0.5)
     torch.manual_seed(1)
     loss, parts = vae_loss(model, frames, None, 0.5, moving=moving)
-    away = astray(model.places_in(model.encode(frames)[0]), moving).mean().detach()
+    pointed = model.places_in(model.posterior(model.centre(frames))[0])
+    away = astray(pointed, moving).mean().detach()
     assert float(parts["astray"]) == pytest.approx(float(away), rel=1e-5)
     assert float((loss - without).detach()) == pytest.approx(ASTRAY * float(away), rel=1e-3)
 
