@@ -12,6 +12,8 @@ import torch
 from wm_lib import checkpoints
 from wm_lib.errors import StageError
 from wm_lib.models.foreground import moving_foreground
+from wm_lib.models.mdn_rnn import MDNRNN
+from wm_lib.models.neural import NeuralWorldModel
 from wm_lib.models.places import SPREAD, Places, astray, centre_of_mass, soft_argmax, spots
 from wm_lib.models.vae import ASTRAY, VAE, load_vae, make_vae, save_vae, vae_loss
 from wm_lib.settings import VAEConfig
@@ -230,10 +232,25 @@ def test_saved_and_loaded_with_its_places(tmp_path: Path) -> None:
     model = make_vae(VAEConfig(z_dim=12, num_places=3))
     save_vae(tmp_path / "vae.safetensors", model, {})
     loaded = load_vae(tmp_path / "vae.safetensors")
-    assert loaded.num_places == 3
+    assert loaded.num_places == loaded.measured_places == 3
     frames = balls(2, np.random.default_rng(0))[0]
     torch.testing.assert_close(loaded.encode(frames)[0], model.encode(frames)[0], atol=0.02, rtol=0.02)
     assert make_vae(VAEConfig(z_dim=12, num_places=3, centred=False)).num_places == 0
+
+
+def test_a_v_of_before_places_were_measured_only_points(tmp_path: Path) -> None:
+    path, model = tmp_path / "vae.safetensors", VAE(12, num_places=3)
+    save_vae(path, model, {})
+    tensors, meta = checkpoints.load(path)
+    checkpoints.save(path, tensors, {name: value for name, value in meta.items() if name != "measures"})
+    old, frames = load_vae(path), balls(2, np.random.default_rng(0))[0]
+    assert (old.num_places, old.measured_places) == (3, 0)
+    with torch.no_grad():
+        for found, expected in zip(old.encode(frames), old.posterior(old.centre(frames)), strict=True):
+            assert torch.equal(found, expected)
+    memory = MDNRNN(12, 3, rnn_size=4)
+    assert NeuralWorldModel(old, memory, recent_z=4).feature_dim == 4 * 12 + 4
+    assert NeuralWorldModel(model, memory, recent_z=4).feature_dim == 12 + 2 * 3 * 6 + 4 + 4
 
 
 @pytest.mark.parametrize("number", [-1, 5, "two", None, 1.5])

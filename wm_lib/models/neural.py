@@ -22,9 +22,9 @@ class NeuralWorldModel:
     A row of the memory h is [LSTM h, LSTM c, previous z, the one before, ...]; C sees
     [z, previous z, the one before, ..., LSTM h], the paper's [z, h] when `recent_z` is 1.
 
-    Where V says places, C sees of the earlier z the places only, and besides what it would spend most of its training
-    on, learning to subtract: [z, earlier places, changes of the places, what is between one and the next, LSTM h], see
-    `seen_of_places`. And what says a place counts more than the rest (`emphasis`).
+    Where V measures places, C sees of the earlier z the places only, and besides what it would spend most of its
+    training on, learning to subtract: [z, earlier places, changes of the places, what is between one and the next,
+    LSTM h], see `seen_of_places`. And what says a place counts more than the rest (`emphasis`).
 
     Args:
         vae: V.
@@ -45,7 +45,7 @@ class NeuralWorldModel:
         self.z_dim = mdn_rnn.z_dim
         self.state_dim = 2 * mdn_rnn.rnn_size + (recent_z - 1) * self.z_dim
         earlier = (recent_z - 1) * self.z_dim
-        named = 2 * vae.num_places  # of z's numbers, those that say places
+        named = 2 * vae.measured_places  # of z's numbers, those that say places
         if named:
             earlier = 2 * (recent_z - 1) * named + named - 2
         self.feature_dim = self.z_dim + earlier + mdn_rnn.rnn_size
@@ -79,7 +79,7 @@ class NeuralWorldModel:
 
     def features(self, z: np.ndarray, h: np.ndarray) -> np.ndarray:
         """What C sees, float32 (batch, feature_dim)."""
-        size, named = self.mdn_rnn.rnn_size, 2 * self.vae.num_places
+        size, named = self.mdn_rnn.rnn_size, 2 * self.vae.measured_places
         earlier = h[:, 2 * size :]
         if named:
             earlier = seen_of_places(z[:, :named], earlier.reshape(len(h), -1, self.z_dim)[:, :, :named])

@@ -71,13 +71,19 @@ class VAE(nn.Module):
         fovea: With a fovea: `look` draws what it shows, and the encoder has a second path, *what* beside where: its
             features' maxima over the frame, which tell how a thing looks wherever it is.
         num_places: How many things' places are z's first numbers, x and y of each; at most half of z.
+        measures: Whether it measures its places when it encodes; a V of before only points, and its C is used to that.
     """
 
     def __init__(
-        self, z_dim: int = 32, background: np.ndarray | None = None, fovea: bool = False, num_places: int = 0
+        self,
+        z_dim: int = 32,
+        background: np.ndarray | None = None,
+        fovea: bool = False,
+        num_places: int = 0,
+        measures: bool = True,
     ) -> None:
         super().__init__()
-        self.z_dim = z_dim
+        self.z_dim, self.measures = z_dim, measures
         rest_dim = z_dim - 2 * num_places  # of z, what says no place
         self.encoder = nn.Sequential(
             nn.Conv2d(48, 64, 3, padding=1), nn.ReLU(),
@@ -117,6 +123,11 @@ class VAE(nn.Module):
         """How many it was made with."""
         return self.places.num_places if hasattr(self, "places") else 0
 
+    @property
+    def measured_places(self) -> int:
+        """How many of them it measures: all or none."""
+        return self.num_places if self.measures else 0
+
     def centre(self, frames: Tensor | np.ndarray) -> Tensor:
         """Difference of frames uint8 (batch, 64, 64, 3) from the background, in patches (batch, 48, 16, 16)."""
         patches = to_patches(torch.as_tensor(frames)) - to_patches(self.background[None] * 255)
@@ -140,7 +151,7 @@ class VAE(nn.Module):
         """`mu` and `log_sigma`, each float32 (batch, z_dim), of frames uint8 (batch, 64, 64, 3), places measured."""
         centred = self.centre(frames)
         mu, log_sigma = self.posterior(centred)
-        if self.num_places:
+        if self.measured_places:
             vague, rest = log_sigma.tensor_split([2 * self.num_places], dim=1)
             log_sigma = torch.cat([vague.clamp(max=math.log(MEASURED)), rest], dim=1)
             matter = from_patches(centred).abs().sum(3)
@@ -324,7 +335,7 @@ def save_vae(path: Path, vae: VAE, meta: dict) -> str:
     """Write weights and background in half precision; returns the sha256."""
     tensors = {name: value.detach().numpy() for name, value in vae.state_dict().items()}
     kind = {"kind": "vae", "z_dim": vae.z_dim, "fovea": vae.has_fovea, "num_places": vae.num_places}
-    return checkpoints.save(path, checkpoints.half(tensors), kind | meta)
+    return checkpoints.save(path, checkpoints.half(tensors), kind | {"measures": vae.measures} | meta)
 
 
 def load_vae(path: Path) -> VAE:
@@ -342,6 +353,7 @@ def load_vae(path: Path) -> VAE:
     num_places = meta.get("num_places", 0)
     if not isinstance(num_places, int) or not 0 <= 2 * num_places <= z_dim:
         raise StageError(f"{path} has {num_places!r} places in {z_dim} numbers of z; train V again")
-    vae = VAE(z_dim, fovea=meta.get("fovea") is True, num_places=num_places)
+    fovea, measures = (meta.get(name) is True for name in ("fovea", "measures"))
+    vae = VAE(z_dim, fovea=fovea, num_places=num_places, measures=measures)
     training.fill(vae, checkpoints.half(tensors), path)
     return vae.eval()
