@@ -216,8 +216,8 @@ if net.num_places:
 
 # %% [markdown]
 # **Explain.** Whoever wants to know how fast the ball is takes the difference of two places, and with it the errors of both. What was
-# pointed at is off by half a pixel, as long as half a step of the ball: of its speed hardly anything is left. What was measured keeps
-# it. High tips remain: the ball bounces, or a new one is served.
+# pointed at is off by less than a pixel, but a step of the ball is not much longer, and of its speed hardly anything is left. What was
+# measured keeps it. High tips remain: the ball bounces, or a new one is served.
 
 # %% [markdown]
 # ## 4. Reading z
