@@ -182,14 +182,16 @@ plots.frame_rows({"frame": frames, "V draws": drawn, "difference": difference})
 # %%
 start = held_out[0] + int(rng.integers(data.length - 32))
 moving = data.gather(np.arange(start, start + 32, 4))
+picture = None
 if net.num_places:
     with torch.inference_mode():
         lights = spots(net.places_in(net.encode(moving)[0]), 1.5).amax(3).numpy()
     lit = (moving // 2 + 128 * lights[..., None]).astype(np.uint8)
     print(f"{net.num_places} places, every fourth of 32 frames")
-    plots.frame_rows({"frame": moving, "where V points": lit})
+    picture = plots.frame_rows({"frame": moving, "its places": lit})
 else:
     print(f"V of {run.task.name} has no places; try task = \"breakout\"")
+picture
 
 # %% [markdown]
 # **Explain.** Nobody said which thing is the ball. What will be elsewhere soon pulls the nearest place to itself, and so each
@@ -202,6 +204,7 @@ else:
 # **Predict.** Below is how far the fastest place goes from each frame to the next. Which of the two curves will be the smoother?
 
 # %%
+picture = None
 if net.num_places:
     flight = data.gather(np.arange(start, start + 32))
     with torch.inference_mode():
@@ -212,7 +215,8 @@ if net.num_places:
     median = {name: np.median(np.abs(np.diff(values[:, fastest]))) for name, values in steps.items()}
     print("from one step to the next its length changes by " + ", ".join(f"{value:.2f} pixels ({name})" for name, value in median.items()))
     curves = {name: (np.arange(31), values[:, fastest]) for name, values in steps.items()}
-    plots.lines(curves, "decision", "pixels since the frame before")
+    picture = plots.lines(curves, "decision", "pixels since the frame before")
+picture
 
 # %% [markdown]
 # **Explain.** Whoever wants to know how fast the ball is takes the difference of two places, and with it the errors of both. What was
