@@ -223,11 +223,11 @@ def test_at_temperature_0_a_dream_is_the_prediction_and_above_it_as_unsure_as_th
     said = x @ model.heads
     rng = np.random.default_rng(0)
     calm, reward, terminated, _ = model.imagine(z, action, h, 0.0, rng)
-    np.testing.assert_allclose(calm[0], z[0] + said[:12], rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(calm, z + said[:12], rtol=1e-4, atol=1e-4)
     np.testing.assert_allclose(reward, said[12], rtol=1e-3, atol=1e-5)
-    # Without noise all rows are one, but for the last bits: some processors sum the last rows of a block otherwise.
-    np.testing.assert_allclose(calm, np.broadcast_to(calm[0], calm.shape), rtol=1e-5, atol=1e-5)
-    assert (terminated == (said[13] > 0.5)).all() and 1e-3 < model.noise.max()
+    # Not row against row: some processors sum the last rows of a block otherwise. Other luck must change no bit.
+    assert (calm == model.imagine(z, action, h, 0.0, np.random.default_rng(1))[0]).all()
+    assert (terminated == (said[13] > 0.5)).all()
     bold = model.imagine(z, action, h, 0.25, rng)[0]
     free = ((bold > model.low) & (bold < model.high)).all(0)
     assert free.any()
