@@ -67,6 +67,10 @@ print(f"{run.task.name}: {run.directory}")
 # before tells.) For each number of *z* it gives a *mixture* of Gaussians, since a ball that may
 # bounce left or right is not well described by its mean in the middle.
 #
+# Most of *z* stays nearly as it is from one decision to the next. Such numbers, which V's own data tell from the others, M predicts as
+# *changes*: its Gaussians lie around the number it has just read. And it is told how they changed since the decision before: a
+# network can subtract, but takes long to learn it. The paper's M does neither.
+#
 # **Predict.** Which of the three is the hardest in your task?
 
 # %%

@@ -24,6 +24,7 @@ from wm_lib.models.mdn_rnn import (
     mdn_nll,
     sample_mdn,
     save_mdn_rnn,
+    steady_numbers,
     train_mdn_rnn,
 )
 from wm_lib.rollouts import split_sequences
@@ -175,16 +176,18 @@ def test_mixture_is_normalised_and_bounded() -> None:
     model = MDNRNN(4, 3, rnn_size=16)
     with torch.no_grad():
         model.mixture.weight.mul_(1000)
-        output, reward, logit, (h, c) = model(torch.randn(2, 7, 4), torch.ones(2, 7, dtype=torch.int64))
+        output, reward, logit, (h, c, _) = model(torch.randn(2, 7, 4), torch.ones(2, 7, dtype=torch.int64))
     assert all(x.shape == (2, 7, 4, 5) for x in output)
     assert reward.shape == logit.shape == (2, 7) and h.shape == c.shape == (2, 16)
     torch.testing.assert_close(output.log_pi.exp().sum(-1), torch.ones(2, 7, 4))
     assert (output.log_sigma >= MIN_LOG_SIGMA).all()
 
 
-def test_whole_sequence_equals_one_step_at_a_time() -> None:
+@pytest.mark.parametrize("steady", [0.0, 1.0])
+def test_whole_sequence_equals_one_step_at_a_time(steady: float) -> None:
     torch.manual_seed(0)
     model = MDNRNN(4, 3, rnn_size=16)
+    model.steady.fill_(steady)
     z, action = torch.randn(2, 9, 4), torch.randint(3, (2, 9))
     with torch.inference_mode():
         output, reward, logit, last = model(z, action)
@@ -199,9 +202,11 @@ def test_whole_sequence_equals_one_step_at_a_time() -> None:
         torch.testing.assert_close(whole, step)
 
 
-def test_nothing_crosses_a_border() -> None:
+@pytest.mark.parametrize("steady", [0.0, 1.0])
+def test_nothing_crosses_a_border(steady: float) -> None:
     torch.manual_seed(0)
     model = MDNRNN(4, 3, rnn_size=16)
+    model.steady.fill_(steady)
     z, action = torch.randn(2, 12, 4), torch.randint(3, (2, 12))
     border = torch.zeros(2, 12, dtype=torch.bool)
     border[:, 6] = True
@@ -212,6 +217,42 @@ def test_nothing_crosses_a_border() -> None:
     after.sum().backward()
     assert (z.grad[:, :7] == 0).all() and (z.grad[:, 7:] != 0).any()
     assert (model.lstm.weight_ih_l0.grad[:, -1] == 0).all()  # so training keeps the border what it is
+
+
+def test_a_steady_number_is_read_with_its_change_and_predicted_as_a_change() -> None:
+    torch.manual_seed(0)
+    model = MDNRNN(3, 2, rnn_size=8)
+    model.steady.copy_(torch.tensor([1.0, 0.0, 1.0]))
+    z, action = torch.randn(2, 5, 3), torch.randint(2, (2, 5))
+    lstm = torch.nn.LSTM(9, 8, batch_first=True)
+    lstm.load_state_dict({name: value for name, value in model.lstm.state_dict().items()})
+    rows = []
+    for t in range(5):
+        change = 4 * (z[:, t] - z[:, t - 1]) * torch.tensor([1.0, 0.0, 1.0]) if t else torch.zeros(2, 3)
+        rows.append(torch.cat([z[:, t], change, torch.eye(2)[action[:, t]], torch.zeros(2, 1)], dim=1))
+    with torch.inference_mode():
+        h = lstm(torch.stack(rows, dim=1))[0]
+        torch.testing.assert_close(model.remember(z, action)[0], h)
+        plain = model.mixture(h).unflatten(-1, (3, 5, 3))[..., 1, :, :]  # (batch, time, mixture, z)
+        plain[..., 0] += z[..., None, 0]
+        plain[..., 2] += z[..., None, 2]
+        torch.testing.assert_close(model(z, action)[0].mu, plain.transpose(-1, -2))
+
+
+def test_steady_is_what_its_last_value_predicts_better_than_its_mean() -> None:
+    rng = np.random.default_rng(0)
+    walk = rng.normal(size=(40, 200, 1)).cumsum(1)
+    coin = rng.choice([-1.0, 1.0], (40, 200, 1))
+    swing = np.where(np.arange(200)[:, None] % 2, 1.0, -1.0) + 0 * coin
+    still = np.full((40, 200, 1), 3.0)  # V only knows it roughly
+    latents = make_latents(np.concatenate([walk, coin, swing, still], axis=2))
+    assert steady_numbers(latents, np.arange(40)).tolist() == [1, 0, 0, 0]
+    latents["log_sigma"][..., 0] = 5.0  # what V doubts so much cannot be copied
+    assert steady_numbers(latents, np.arange(40)).tolist() == [0, 0, 0, 0]
+    # A jump from one episode to the next is not a change.
+    levels = rng.normal(size=(40, 10, 1)).repeat(20, 1)
+    ends = np.tile(np.arange(200) % 20 == 19, (40, 1))
+    assert steady_numbers(make_latents(levels, terminated=ends), np.arange(40)).tolist() == [1]
 
 
 # The windows
@@ -469,3 +510,22 @@ def test_saved_model_predicts_the_same(planted_model: MDNRNN, tmp_path: Path) ->
     checkpoints.save(tmp_path / "other.safetensors", {"x": np.zeros(1)}, {"kind": "vae"})
     with pytest.raises(StageError, match="holds vae"):
         load_mdn_rnn(tmp_path / "other.safetensors")
+
+
+def test_an_m_of_before_it_read_changes_is_what_it_was(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    lstm, mixture = torch.nn.LSTM(6, 8, batch_first=True), torch.nn.Linear(8, 18)
+    heads = {"reward": torch.nn.Linear(8, 1), "done": torch.nn.Linear(8, 1)}
+    tensors = {"reward_scale": torch.ones(())}
+    for name, layer in {"lstm": lstm, "mixture": mixture, **heads}.items():
+        layer.load_state_dict({key: value.half().float() for key, value in layer.state_dict().items()})
+        tensors |= {f"{name}.{key}": value for key, value in layer.state_dict().items()}
+    meta = {"kind": "mdn_rnn", "z_dim": 3, "num_actions": 2, "rnn_size": 8, "num_mixtures": 2}
+    checkpoints.save(tmp_path / "old.safetensors", {name: value.numpy() for name, value in tensors.items()}, meta)
+    loaded = load_mdn_rnn(tmp_path / "old.safetensors")
+    z, action = torch.randn(2, 5, 3), torch.randint(2, (2, 5))
+    with torch.inference_mode():
+        h = lstm(torch.cat([z, torch.eye(2)[action], torch.zeros(2, 5, 1)], dim=-1))[0]
+        mu = mixture(h).unflatten(-1, (3, 2, 3))[..., 1, :, :].transpose(-1, -2)
+        torch.testing.assert_close(loaded(z, action)[0].mu, mu)
+        torch.testing.assert_close(loaded.remember(z, action)[0], h)

@@ -30,6 +30,7 @@ def mdn_rnn() -> MDNRNN:
     torch.manual_seed(1)
     model = MDNRNN(Z, A, rnn_size=H).eval()
     model.reward_scale.fill_(3.0)
+    model.steady[::2] = 1.0
     return model
 
 
@@ -126,7 +127,7 @@ def test_imagined_step_is_drawn_from_the_predicted_mixture(vae: VAE, mdn_rnn: MD
     one = some_rows(world_model, 1)
     z, action, h = (np.repeat(x, 40_000, axis=0) for x in one)
     with torch.inference_mode():
-        state = tuple(torch.from_numpy(x) for x in (one[2][:, :H], one[2][:, H : 2 * H]))
+        state = tuple(torch.from_numpy(x) for x in (one[2][:, :H], one[2][:, H : 2 * H], one[2][:, 2 * H :]))
         output, reward, logit, _ = mdn_rnn(torch.from_numpy(one[0])[None], torch.from_numpy(one[1])[None], state)
     pi, mu, sigma = (x[0, 0].double().numpy() for x in (output.log_pi.exp(), output.mu, output.log_sigma.exp()))
     mean = (pi * mu).sum(-1)

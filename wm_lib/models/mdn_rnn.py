@@ -27,6 +27,7 @@ MIN_LOG_SIGMA = -5.0
 HALF_LOG_2PI = 0.5 * math.log(2 * math.pi)
 HELD_OUT_WINDOWS = 64  # windows on which the held-out loss is measured during training
 MAX_GRAD_NORM = 1.0
+CHANGE_SCALE = 4.0  # how much a change of z counts beside z itself
 SIZES = ("z_dim", "num_actions", "rnn_size", "num_mixtures")
 
 
@@ -44,8 +45,15 @@ class MDNOutput(NamedTuple):
     log_sigma: Tensor
 
 
+State = tuple[Tensor, Tensor, Tensor]
+
+
 class MDNRNN(nn.Module):
     """LSTM over (z_t, a_t), with heads for z_{t+1}, r_t and whether the episode terminates after a_t.
+
+    Where numbers of z are `steady`, the mixture's means are added to them, so that what stays need not be learnt, and
+    the LSTM reads how they changed since the decision before, since it learns to subtract but slowly. With none of
+    them steady this is the paper's M.
 
     Args:
         z_dim: Size of the latent vector.
@@ -58,11 +66,12 @@ class MDNRNN(nn.Module):
         super().__init__()
         self.z_dim, self.num_actions = z_dim, num_actions
         self.rnn_size, self.num_mixtures = rnn_size, num_mixtures
-        self.lstm = nn.LSTM(z_dim + num_actions + 1, rnn_size, batch_first=True)
+        self.lstm = nn.LSTM(2 * z_dim + num_actions + 1, rnn_size, batch_first=True)
         self.mixture = nn.Linear(rnn_size, 3 * num_mixtures * z_dim)
         self.reward = nn.Linear(rnn_size, 1)
         self.done = nn.Linear(rnn_size, 1)
         self.register_buffer("reward_scale", torch.ones(()))
+        self.register_buffer("steady", torch.zeros(z_dim))  # 1 or 0 for each number of z, see `steady_numbers`
         # The last input marks a border: the empty row between two episodes. Its weights shut the input and
         # forget gates (the first half of the rows), so c, and with it h, becomes exactly 0. Shut gates pass
         # no gradient, so training never changes these weights. Thus one fast call of the LSTM reads a whole
@@ -75,15 +84,16 @@ class MDNRNN(nn.Module):
         self,
         z: Tensor,
         action: Tensor,
-        state: tuple[Tensor, Tensor] | None = None,
+        state: State | None = None,
         border: Tensor | None = None,
-    ) -> tuple[MDNOutput, Tensor, Tensor, tuple[Tensor, Tensor]]:
+    ) -> tuple[MDNOutput, Tensor, Tensor, State]:
         """Read (z_t, a_t) for a stretch of time; row t of every output knows rows 0..t of the input.
 
         Args:
             z: (batch, time, z_dim).
             action: int64 (batch, time), a_t chosen at z_t.
-            state: (h, c), each (batch, rnn_size); zeros if None.
+            state: (h, c, z) after the row before: each (batch, rnn_size), and (batch, z_dim), of zeros where an
+                episode begins; zeros if None.
             border: bool (batch, time), true at empty rows after which the memory is zero; none if None.
 
         Returns:
@@ -91,23 +101,22 @@ class MDNRNN(nn.Module):
             logit (batch, time) of the episode terminating after a_t; and the state after the last row.
         """
         h, state = self.remember(z, action, state, border)
-        return *self.heads(h), state
+        return *self.heads(h, z), state
 
     def remember(
-        self,
-        z: Tensor,
-        action: Tensor,
-        state: tuple[Tensor, Tensor] | None = None,
-        border: Tensor | None = None,
-    ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        self, z: Tensor, action: Tensor, state: State | None = None, border: Tensor | None = None
+    ) -> tuple[Tensor, State]:
         """`forward` without its heads: h (batch, time, rnn_size) at every row, and the last state."""
         marks = z.new_zeros(z.shape[:2]) if border is None else border.to(z.dtype)
-        x = torch.cat([z, F.one_hot(action, self.num_actions).to(z.dtype), marks[..., None]], dim=-1)
+        first = z.new_zeros(len(z), 1, self.z_dim) if state is None else state[2][:, None]
+        before = torch.cat([first, z[:, :-1]], dim=1)
+        change = CHANGE_SCALE * (z - before) * self.steady * before.any(-1, keepdim=True)
+        x = torch.cat([z, change, F.one_hot(action, self.num_actions).to(z.dtype), marks[..., None]], dim=-1)
         h, (h_last, c_last) = self.lstm(x, None if state is None else (state[0][None], state[1][None]))
-        return h, (h_last[0], c_last[0])
+        return h, (h_last[0], c_last[0], z[:, -1])
 
-    def heads(self, h: Tensor) -> tuple[MDNOutput, Tensor, Tensor]:
-        """Mixture, reward and done logit read from the LSTM's output h (..., rnn_size)."""
+    def heads(self, h: Tensor, z: Tensor) -> tuple[MDNOutput, Tensor, Tensor]:
+        """Mixture, reward and done logit, read from the LSTM's output h (..., rnn_size) after z (..., z_dim)."""
         # One product for all three: a matrix with a single column is slow to multiply with.
         layers = (self.mixture, self.reward, self.done)
         weight, bias = torch.cat([layer.weight for layer in layers]), torch.cat([layer.bias for layer in layers])
@@ -115,6 +124,7 @@ class MDNRNN(nn.Module):
         # The mixtures lie on the last axis for the reader and on the last but one in memory, because summing
         # five neighbouring numbers is slower than summing five rows.
         logits, mu, raw_sigma = raw.unflatten(-1, (3, self.num_mixtures, self.z_dim)).transpose(-1, -2).unbind(-3)
+        mu = mu + (z * self.steady).float()[..., None]
         log_pi = logits - torch.logsumexp(logits, dim=-1, keepdim=True)
         # A bound keeps the density of a dimension that never changes finite. It is smooth because a clamped
         # component would have no gradient that could ever widen it again.
@@ -199,6 +209,15 @@ def total_loss(losses: dict[str, Tensor], z_dim: int) -> Tensor:
     return losses["nll"] / z_dim + losses["reward"] + losses["done"]
 
 
+def steady_numbers(latents: Latents, sequences: np.ndarray) -> np.ndarray:
+    """Which numbers of z the z before predicts better than their mean does, V's doubts included: 1 or 0 (z_dim,)."""
+    mu = latents["mu"][sequences].astype(np.float32)
+    doubt = np.exp(2 * latents["log_sigma"][sequences].astype(np.float32))
+    follows = ~latents["first"][sequences, 1:]
+    change = np.square(mu[:, 1:] - mu[:, :-1])[follows].mean(0) + 2 * doubt.mean((0, 1))
+    return (change < mu.var((0, 1)) + doubt.mean((0, 1))).astype(np.float32)
+
+
 def train_mdn_rnn(
     latents: Latents,
     config: MDNRNNConfig,
@@ -225,6 +244,7 @@ def train_mdn_rnn(
     train, test = Stream(latents, train_sequences), Stream(latents, test_sequences)
     torch.manual_seed(derive_seed(seed, "mdn_rnn", "init"))
     model = MDNRNN(z_dim, num_actions, config.rnn_size, config.num_mixtures)
+    model.steady.copy_(torch.from_numpy(steady_numbers(latents, train_sequences)))
     if start is not None:
         model.load_state_dict(start.state_dict())
     rewards = latents["reward"][train_sequences].astype(np.float64)
@@ -280,5 +300,9 @@ def load_mdn_rnn(path: Path) -> MDNRNN:
     if not all(isinstance(meta.get(name), int) and meta[name] > 0 for name in SIZES):
         raise StageError(f"{path} does not say the sizes of M ({', '.join(SIZES)}); train M again")
     model = MDNRNN(**{name: meta[name] for name in SIZES})
+    if "steady" not in tensors:  # of before this was: the paper's M, which reads no changes
+        tensors["steady"] = np.zeros(model.z_dim, np.float32)
+        weight = tensors["lstm.weight_ih_l0"]
+        tensors["lstm.weight_ih_l0"] = np.insert(weight, [model.z_dim] * model.z_dim, 0, axis=1)
     training.fill(model, checkpoints.half(tensors), path)
     return model.eval()

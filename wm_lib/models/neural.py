@@ -19,8 +19,8 @@ EMPHASIS = 4.0  # how much more than others what C sees of places counts, and ho
 class NeuralWorldModel:
     """A `WorldModel` of a VAE and an MDN-RNN.
 
-    A row of the memory h is [LSTM h, LSTM c, previous z, the one before, ...]; C sees
-    [z, previous z, the one before, ..., LSTM h], the paper's [z, h] when `recent_z` is 1.
+    A row of the memory h is [LSTM h, LSTM c, previous z, the one before, ...], with one previous z at least, which M
+    reads changes from; C sees [z, previous z, the one before, ..., LSTM h], the paper's [z, h] when `recent_z` is 1.
 
     Where V measures places, C sees of the earlier z the places only, and besides what it would spend most of its
     training on, learning to subtract: [z, earlier places, changes of the places, what is between one and the next,
@@ -43,8 +43,8 @@ class NeuralWorldModel:
             raise UsageError(f"controller.recent_z must be at least 1, found {recent_z}")
         self.vae, self.mdn_rnn, self.bf16 = vae.eval(), mdn_rnn.eval(), bf16
         self.z_dim = mdn_rnn.z_dim
-        self.state_dim = 2 * mdn_rnn.rnn_size + (recent_z - 1) * self.z_dim
-        earlier = (recent_z - 1) * self.z_dim
+        self.state_dim = 2 * mdn_rnn.rnn_size + max(1, recent_z - 1) * self.z_dim
+        earlier = self.num_earlier = (recent_z - 1) * self.z_dim  # how many numbers of earlier z C sees
         named = 2 * vae.measured_places  # of z's numbers, those that say places
         if named:
             earlier = 2 * (recent_z - 1) * named + named - 2
@@ -80,7 +80,7 @@ class NeuralWorldModel:
     def features(self, z: np.ndarray, h: np.ndarray) -> np.ndarray:
         """What C sees, float32 (batch, feature_dim)."""
         size, named = self.mdn_rnn.rnn_size, 2 * self.vae.measured_places
-        earlier = h[:, 2 * size :]
+        earlier = h[:, 2 * size : 2 * size + self.num_earlier]
         if named:
             earlier = seen_of_places(z[:, :named], earlier.reshape(len(h), -1, self.z_dim)[:, :, :named])
         return np.concatenate([z, earlier, h[:, :size]], axis=1, dtype=np.float32)
@@ -107,7 +107,7 @@ class NeuralWorldModel:
         """
         generator = torch.Generator().manual_seed(int(rng.integers(2**63)))
         lstm_h, lstm_c = self._lstm(z, action, h)
-        output, reward, logit = self.mdn_rnn.heads(lstm_h)
+        output, reward, logit = self.mdn_rnn.heads(lstm_h, torch.as_tensor(z, dtype=torch.float32))
         next_z = sample_mdn(*output, temperature, generator)
         logistic = torch.logit(torch.rand(logit.shape, generator=generator), eps=1e-7)
         if done_threshold is None:
@@ -124,17 +124,19 @@ class NeuralWorldModel:
             `log_pi`, `mu` and `log_sigma` of the next z, each (batch, z_dim, num_mixtures); the reward (batch,) and
             the probability of the end (batch,).
         """
-        output, reward, logit = self.mdn_rnn.heads(self._lstm(z, action, h)[0])
+        lstm_h = self._lstm(z, action, h)[0]
+        output, reward, logit = self.mdn_rnn.heads(lstm_h, torch.as_tensor(z, dtype=torch.float32))
         return tuple(tensor.numpy() for tensor in (*output, reward, logit.sigmoid()))
 
     def _lstm(self, z: np.ndarray, action: np.ndarray, h: np.ndarray) -> tuple[Tensor, Tensor]:
         """The LSTM's next h and c, each (batch, rnn_size)."""
         size = self.mdn_rnn.rnn_size
         memory = torch.as_tensor(h, dtype=torch.float32)
-        state = (memory[:, :size].contiguous(), memory[:, size : 2 * size].contiguous())
+        parts = memory[:, : 2 * size + self.z_dim].split([size, size, self.z_dim], dim=1)
+        state = tuple(part.contiguous() for part in parts)
         z_t = torch.as_tensor(z, dtype=torch.float32)[:, None]
         action_t = torch.as_tensor(action, dtype=torch.int64)[:, None]
-        return self.mdn_rnn.remember(z_t, action_t, state)[1]
+        return self.mdn_rnn.remember(z_t, action_t, state)[1][:2]
 
     def _remember(self, z: np.ndarray, h: np.ndarray, lstm: tuple[Tensor, Tensor]) -> np.ndarray:
         """Put the new row of h together: the LSTM's state, then z in front of the z before it."""
