@@ -11,10 +11,11 @@ import torch
 
 from wm_lib import checkpoints
 from wm_lib.errors import StageError
-from wm_lib.models.foreground import moving_foreground
+from wm_lib.models.foreground import moving_foreground, things
 from wm_lib.models.mdn_rnn import MDNRNN
 from wm_lib.models.neural import NeuralWorldModel
-from wm_lib.models.places import SPREAD, Places, astray, centre_of_mass, soft_argmax, spots
+from wm_lib.models.patches import from_patches
+from wm_lib.models.places import CLOSER, NEAR, SPREAD, Places, astray, centre_of_mass, measure, soft_argmax, spots
 from wm_lib.models.vae import ASTRAY, VAE, load_vae, make_vae, save_vae, vae_loss
 from wm_lib.settings import VAEConfig
 
@@ -86,7 +87,7 @@ def test_a_place_is_the_mean_of_the_pixels_looked_at() -> None:
     features = torch.zeros(3, 1, 16, 16)
     for batch, (row, column) in enumerate([(0, 0), (7, 3), (15, 15)]):
         features[batch, 0, row, column] = 1
-        first, second = finder.find(features)[batch].tolist()
+        first, second = finder.find(features, torch.zeros(3, 64, 64, 3), torch.zeros(64, 64, 3))[batch].tolist()
         assert first == pytest.approx(pixel(4 * column + 1.5, 4 * row + 1.5), abs=1e-4)
         assert second == pytest.approx(pixel(4 * column + 2.5, 4 * row), abs=1e-4)
 
@@ -127,14 +128,24 @@ def test_an_even_flight_is_measured_as_even() -> None:
     assert np.abs(steps[1] - 0.4).max() < 0.1 < 0.2 < np.abs(steps[0] - 0.4).max()
 
 
+def test_a_place_beside_another_is_not_measured() -> None:
+    ball, paddle = pixel(20, 54), pixel(22.5, 58.5)
+    places = torch.tensor([[ball, paddle, pixel(20, 20)], [ball, pixel(20.5, 54 + NEAR + 0.1), pixel(50, 54)]])
+    matter = torch.stack([picture((21.0, 54.5, 1.0), (23.0, 58.0, 1.0), (19.5, 20.2, 0.5))] * 2)
+    found, all_measured = measure(places, matter), centre_of_mass(places, matter)
+    assert torch.equal(found[0, :2], places[0, :2])
+    assert torch.equal(found[0, 2], all_measured[0, 2]) and torch.equal(found[1], all_measured[1])
+    assert not torch.allclose(all_measured[:, 0], places[:, 0], atol=0.01)
+
+
 def test_encoding_measures_what_v_points_at_and_leaves_the_rest_of_z() -> None:
     torch.manual_seed(0)
-    model, frames = VAE(12, np.full((64, 64, 3), 0.2), num_places=2), balls(5, np.random.default_rng(0))[0]
+    model, frames = VAE(12, np.full((64, 64, 3), 0.2), num_places=1), balls(5, np.random.default_rng(0))[0]
     with torch.no_grad():
         pointed, mu = model.posterior(model.centre(frames))[0], model.encode(frames)[0]
     matter = 4 * (frames.float() / 255 - 0.2).abs().sum(3)
-    torch.testing.assert_close(model.places_in(mu), centre_of_mass(model.places_in(pointed), matter))
-    assert torch.equal(mu[:, 4:], pointed[:, 4:]) and not torch.allclose(mu[:, :4], pointed[:, :4], atol=0.01)
+    torch.testing.assert_close(model.places_in(mu), measure(model.places_in(pointed), matter))
+    assert torch.equal(mu[:, 2:], pointed[:, 2:]) and not torch.allclose(mu[:, :2], pointed[:, :2], atol=0.01)
 
 
 def test_moving_foreground_is_the_ball_here_and_neither_where_it_was_nor_a_gap_that_rests() -> None:
@@ -148,6 +159,19 @@ def test_moving_foreground_is_the_ball_here_and_neither_where_it_was_nor_a_gap_t
     expected[0, 30, 20] = expected[2, 33, 24] = expected[1, 50, 50] = expected[3, 50, 50] = True
     found = moving_foreground(*(torch.from_numpy(pictures) for pictures in (frames, scenery, later)))
     np.testing.assert_array_equal(found.numpy(), expected)
+
+
+def test_a_small_thing_counts_about_as_much_as_a_large_one() -> None:
+    pixels = torch.zeros(2, 64, 64, dtype=torch.bool)
+    pixels[0, 10, 10] = pixels[0, 30, 20] = pixels[0, 31, 20] = True  # of one pixel, of two
+    pixels[0, 58:60, 40:46] = True  # of twelve
+    share = things(pixels)
+    assert torch.equal(share > 0, pixels)
+    assert float(share[0, 10, 10]) == 1 and float(share[0, 30:32, 20].sum()) == 1
+    assert 1 <= float(share[0, 58:60, 40:46].sum()) < 2
+    for row, column in zip(*np.nonzero(pixels[0].numpy()), strict=True):
+        around = pixels[0, max(0, row - 2) : row + 3, max(0, column - 2) : column + 3].sum()
+        assert float(share[0, row, column]) == pytest.approx(1 / float(around), rel=1e-5)
 
 
 def balls(num_pairs: int, rng: np.random.Generator) -> tuple[torch.Tensor, torch.Tensor, np.ndarray]:
@@ -251,6 +275,20 @@ def test_a_v_of_before_places_were_measured_only_points(tmp_path: Path) -> None:
     memory = MDNRNN(12, 3, rnn_size=4)
     assert NeuralWorldModel(old, memory, recent_z=4).feature_dim == 4 * 12 + 4
     assert NeuralWorldModel(model, memory, recent_z=4).feature_dim == 12 + 2 * 3 * 6 + 4 + 4
+
+
+def test_a_v_of_before_it_looked_closely_points_as_it_did(tmp_path: Path) -> None:
+    path, model = tmp_path / "vae.safetensors", VAE(12, num_places=2)
+    torch.nn.init.normal_(model.places.score.weight)
+    save_vae(path, model, {})
+    tensors, meta = checkpoints.load(path)
+    checkpoints.save(path, {name: value for name, value in tensors.items() if name not in CLOSER}, meta)
+    old, frames = load_vae(path), balls(2, np.random.default_rng(0))[0]
+    with torch.no_grad():
+        centred = old.centre(frames)
+        glance = soft_argmax(from_patches(old.places.attend(old.encoder[:2](centred))).float())
+        torch.testing.assert_close(old.places_in(old.posterior(centred)[0]), glance)
+        assert not torch.allclose(model.places_in(model.posterior(centred)[0]), glance, atol=0.01)
 
 
 @pytest.mark.parametrize("number", [-1, 5, "two", None, 1.5])

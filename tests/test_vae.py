@@ -385,6 +385,9 @@ def test_patches_are_cut_and_put_together_like_a_mosaic() -> None:
         assert torch.equal(patches[:, :, row, column], square.reshape(2, 48))
     assert torch.equal(from_patches(patches), pictures)
     assert torch.equal(from_patches(to_patches(pictures[..., :1])), pictures[..., :1])
+    small = to_patches(pictures, 2)
+    assert torch.equal(small[0, :, 9, 4], pictures[0, 18:20, 8:10].flatten())
+    assert torch.equal(from_patches(small, 2), pictures)
 
 
 def test_frames_keep_their_orientation() -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.functional import affine_grid, grid_sample, max_pool2d
+from torch.nn.functional import affine_grid, avg_pool2d, grid_sample, max_pool2d
 
 from wm_lib.models.places import PIXELS
 from wm_lib.rollouts import Rollouts
@@ -16,6 +16,7 @@ from wm_lib.rollouts import Rollouts
 FOREGROUND_THRESHOLD = 25  # of 255
 FOREGROUND_MARGIN = 3  # pixels around what differs that count as foreground too
 FOVEA = 16  # pixels, the side of its window
+THING = 5  # pixels, the side of the square within which pixels count as of one thing
 
 
 def median_frame(frames: np.ndarray) -> np.ndarray:
@@ -73,6 +74,22 @@ def moving_foreground(frames: Tensor, scenery: Tensor, later: Tensor) -> Tensor:
         bool (batch, 64, 64).
     """
     return differ(frames, scenery) & differ(frames, later.repeat(2, 1, 1, 1))
+
+
+def things(pixels: Tensor) -> Tensor:
+    """Each pixel's share of its thing, so that a small thing weighs about as much as a large one: 1, or a few.
+
+    By its pixels a ball is worth a sixth of a paddle, and where the two are close to each other V would rather point
+    twice at the paddle.
+
+    Args:
+        pixels: bool (batch, 64, 64).
+
+    Returns:
+        float32 (batch, 64, 64): 1 over how many of the pixels are around it, itself included; 0 where none is.
+    """
+    here = pixels.float()
+    return here / (avg_pool2d(here, THING, 1, THING // 2) * THING**2).clamp(min=1)
 
 
 def fovea_window(pictures: Tensor, weights: Tensor) -> Tensor:

@@ -4,7 +4,8 @@ An autoencoder learns where the ball is only by drawing it, and a ball of two pi
 is as wrong as none. Good play of Breakout makes so many walls that V never finds out. Here nothing has to be found out
 by drawing. The encoder points: each place is the mean position over the pixels, weighted by a softmax (spatial soft
 argmax; Finn et al., 2016, "Deep spatial autoencoders"). What moves is seen by comparing a frame with one some decisions
-later, and the place nearest to it is pulled there however far it is. Pointing finds a thing and does not measure it: a
+later, and the place nearest to it is pulled there however far it is; each thing counts about once, see `things`, or
+beside a paddle a ball of two pixels would count for nothing. Pointing finds a thing and does not measure it: a
 softmax sharp enough to leave four thousand pixels for one takes the brightest, so that a ball in even flight seems to
 move by one pixel, then by three. So whoever encodes a frame measures, too: from where V points a place goes to the
 centre of mass of what is around it (mean shift; Fukunaga & Hostetler, 1975), which tells a ball that lights two pixels
@@ -26,6 +27,8 @@ WIDTHS = (1.0, 3.0)  # standard deviations of the spots of light, in pixels
 SIGMA = REACH / 64  # at most, of a place's Gaussian while V learns to point: half a pixel, in z
 MEASURED = REACH / 256  # at most, once the place is measured: an eighth of a pixel
 WINDOW = 1.5  # pixels: the standard deviation of what is around a place
+NEAR = 5.0  # pixels, across or down: another place so near would draw what is measured away
+CLOSER = {f"places.{name}" for name in ("close.weight", "close.bias", "behind.weight", "score.weight")}  # of V
 NOTHING = 1e-3  # mass that lies at the place itself, so that it stays where there is no other
 SPREAD = 1.4  # pixels: how near a place should come to what moves
 
@@ -62,6 +65,17 @@ def centre_of_mass(places: Tensor, matter: Tensor) -> Tensor:
         mass = torch.stack([across * (down @ matter), down * (across @ matter.mT)], dim=2)  # by column, by row
         places = ((mass * PIXELS).sum(3) + NOTHING * places) / (mass.sum(3) + NOTHING)
     return places
+
+
+def measure(places: Tensor, matter: Tensor) -> Tensor:
+    """`centre_of_mass`, but a place with another one within `NEAR` stays where it is.
+
+    What is around it is then not all its own: a paddle would draw the ball to itself. Arguments and result are those of
+    `centre_of_mass`.
+    """
+    apart = (places[:, :, None] - places[:, None]).abs().amax(3) * 32  # (batch, K, K)
+    alone = (apart < NEAR).sum(2, keepdim=True) == 1  # itself
+    return torch.where(alone, centre_of_mass(places, matter), places)
 
 
 def spots(places: Tensor, width: float) -> Tensor:
@@ -109,11 +123,26 @@ class Places(nn.Module):
         super().__init__()
         self.num_places = num_places
         self.attend = nn.Conv2d(num_features, 16 * num_places, 3, padding=1)
+        self.close = nn.Conv2d(12, 16, 3, padding=1)
+        self.behind = nn.Conv2d(12, 16, 3, padding=1, bias=False)
+        self.score = nn.Conv2d(16, 4 * num_places, 3, padding=1, bias=False)
+        nn.init.zeros_(self.score.weight)  # it begins as a glance from afar
         self.colour = nn.Conv2d(16 * len(WIDTHS) * num_places, 48, 3, padding=1, bias=False)
 
-    def find(self, features: Tensor) -> Tensor:
-        """Where it points in the features of a picture: places (batch, K, 2), x and y from -1 to 1."""
-        return soft_argmax(from_patches(self.attend(features).float()))
+    def find(self, features: Tensor, difference: Tensor, background: Tensor) -> Tensor:
+        """Where it points: places (batch, K, 2), x and y from -1 to 1.
+
+        Features of 4 x 4 patches say what is where, but each of a patch's pixels has to learn for itself how things
+        look there. A closer look at patches of 2 x 2 learns it sooner, and tells a ball from the paddle beside it.
+
+        Args:
+            features: (batch, num_features, 16, 16).
+            difference: (batch, 64, 64, 3), of the pictures from the background.
+            background: (64, 64, 3).
+        """
+        close = self.close(to_patches(difference, 2)) + self.behind(to_patches(background[None], 2))
+        close = from_patches(self.score(torch.relu(close)), 2)
+        return soft_argmax((from_patches(self.attend(features)) + close).float())
 
     def picture(self, places: Tensor) -> Tensor:
         """What the spots of light at the places are worth, in patches (batch, 48, 16, 16)."""

@@ -35,14 +35,15 @@ from wm_lib.models.foreground import (
     fovea_window,
     median_frame,
     moving_foreground,
+    things,
 )
 from wm_lib.models.patches import from_patches, to_patches
-from wm_lib.models.places import MEASURED, REACH, SIGMA, Places, astray, centre_of_mass
+from wm_lib.models.places import CLOSER, MEASURED, REACH, SIGMA, Places, astray, measure
 from wm_lib.rollouts import Rollouts
 from wm_lib.settings import VAEConfig
 
 CONTRAST = 4.0  # differences from the background are small numbers; this brings them to the scale of 1
-ASTRAY = 3.0  # weight of the nats by which places miss what moves; at 0.2 drawing has its own way with them
+ASTRAY = 10.0  # weight of the nats by which places miss what moves; at 0.2 drawing has its own way with them
 LATER = 10  # decisions: what is elsewhere after them moves; after one, a paddle at rest would be nobody's place
 WARM_UP = 0.2  # share of the updates over which beta grows from 0
 
@@ -142,7 +143,8 @@ class VAE(nn.Module):
         mu, log_sigma = out.float().split([self.z_dim - 2 * self.num_places, self.z_dim], dim=1)
         log_sigma = log_sigma.clamp(-7, 3)
         if self.num_places:
-            mu = torch.cat([REACH * self.places.find(features).flatten(1), mu], dim=1)
+            places = self.places.find(features, from_patches(centred), CONTRAST * self.background)
+            mu = torch.cat([REACH * places.flatten(1), mu], dim=1)
             vague, rest = log_sigma.tensor_split([2 * self.num_places], dim=1)
             log_sigma = torch.cat([vague.clamp(max=math.log(SIGMA)), rest], dim=1)
         return mu, log_sigma
@@ -155,7 +157,7 @@ class VAE(nn.Module):
             vague, rest = log_sigma.tensor_split([2 * self.num_places], dim=1)
             log_sigma = torch.cat([vague.clamp(max=math.log(MEASURED)), rest], dim=1)
             matter = from_patches(centred).abs().sum(3)
-            measured = REACH * centre_of_mass(self.places_in(mu), matter).flatten(1)
+            measured = REACH * measure(self.places_in(mu), matter).flatten(1)
             mu = torch.cat([measured, mu[:, 2 * self.num_places :]], dim=1)
         return mu, log_sigma
 
@@ -197,7 +199,7 @@ def vae_loss(
         slowness: Weight of the squared distance between the `mu` of frames that follow each other; unless it is 0,
             the second half of the batch must be the frames that come after those of the first.
         fovea: Weight of the squared error in the fovea's window; unless it is 0, V must have a fovea.
-        moving: (batch, 64, 64), where something moves; V's places, if it has any, are to be near.
+        moving: (batch, 64, 64), how much moves there; V's places, if it has any, are to be near.
 
     Returns:
         The loss per frame, and its parts `error`, `kl` and, where they count, `change` (per pair), `fovea`, `astray`.
@@ -236,7 +238,7 @@ def configured_loss(
         if not config.centred:
             return vae_loss(vae, frames, None, beta, slowness=0.0, fovea=0.0)
         weights = foreground_weights(frames, scenery, config.foreground_weight)
-        moving = moving_foreground(frames, scenery, later) if vae.num_places else None
+        moving = things(moving_foreground(frames, scenery, later)) if vae.num_places else None
         return vae_loss(vae, frames, weights, beta, config.slowness, config.fovea, moving)
 
 
@@ -355,5 +357,7 @@ def load_vae(path: Path) -> VAE:
         raise StageError(f"{path} has {num_places!r} places in {z_dim} numbers of z; train V again")
     fovea, measures = (meta.get(name) is True for name in ("fovea", "measures"))
     vae = VAE(z_dim, fovea=fovea, num_places=num_places, measures=measures)
+    for name in vae.state_dict().keys() & CLOSER:  # a V of before does not look closely
+        tensors.setdefault(name, np.zeros(vae.get_parameter(name).shape, np.float32))
     training.fill(vae, checkpoints.half(tensors), path)
     return vae.eval()
