@@ -227,13 +227,14 @@ def eyes_table(found: dict[str, Any]) -> str:
         f"V of {found['task']}: {seen['num_params']:,} weights, {seen['num_frames']:,} frames; "
         f"{seen['active_units']} of {seen['z_dim']} latent units active"
     )
+    columns = ("median_error", "p90_error", "mean_baseline_error", "r2")
     rows = [
-        (who, kind, name, *(_number(result[key]) for key in ("median_error", "mean_baseline_error", "r2")))
+        (who, kind, name, *(_number(result.get(key)) for key in columns))
         for who, kinds in seen["probes"].items()
         for kind, results in kinds.items()
         for name, result in results.items()
     ]
-    head = ("play", "probe", "quantity", "median error", "of the mean", "R²")
+    head = ("play", "probe", "quantity", "median error", "nine of ten below", "of the mean", "R²")
     return text if not rows else f"{text}\n\n{aligned([head, *rows])}"
 
 
