@@ -79,7 +79,7 @@ def moving_foreground(frames: Tensor, scenery: Tensor, later: Tensor) -> Tensor:
 def things(pixels: Tensor) -> Tensor:
     """Each pixel's share of its thing, so that a small thing weighs about as much as a large one: 1, or a few.
 
-    By its pixels a ball is worth a sixth of a paddle, and where the two are close to each other V would rather point
+    By its pixels a ball is worth little beside a paddle, and where the two are close to each other V would rather point
     twice at the paddle.
 
     Args:

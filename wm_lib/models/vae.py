@@ -43,7 +43,7 @@ from wm_lib.rollouts import Rollouts
 from wm_lib.settings import VAEConfig
 
 CONTRAST = 4.0  # differences from the background are small numbers; this brings them to the scale of 1
-ASTRAY = 10.0  # weight of the nats by which places miss what moves; at 0.2 drawing has its own way with them
+ASTRAY = 10.0  # weight of the nats by which places miss what moves; with little, drawing has its own way with them
 LATER = 10  # decisions: what is elsewhere after them moves; after one, a paddle at rest would be nobody's place
 WARM_UP = 0.2  # share of the updates over which beta grows from 0
 
