@@ -112,13 +112,15 @@ def test_feature_statistics_equal_those_of_the_features_seen_one_by_one() -> Non
         """h counts the steps since the episode began; the features are [z, h]."""
 
         feature_dim = 3
-        emphasis = np.array([4, 1, 0.5], np.float32)
 
         def initial_state(self, batch: int) -> np.ndarray:
             return np.zeros((batch, 1), np.float32)
 
         def features(self, z: np.ndarray, h: np.ndarray) -> np.ndarray:
             return np.concatenate([z, h], axis=1)
+
+        def units(self, spread: np.ndarray) -> np.ndarray:
+            return spread / np.array([4, 1, 0.5])
 
         def step(self, z: np.ndarray, action: np.ndarray, h: np.ndarray) -> np.ndarray:
             return h + 1

@@ -74,7 +74,7 @@ def test_where_v_says_places_c_sees_how_they_moved_and_what_is_between_them(mdn_
     h = world_model.initial_state(5)
     for t in range(6):
         x = world_model.features(z[:, t], h)
-        assert x.shape == (5, world_model.feature_dim) == (5, len(world_model.emphasis))
+        assert x.shape == (5, world_model.feature_dim)
         then = [z[:, t - age, :4] if age <= t else None for age in range(3)]
         expected = [z[:, t]]
         expected += [np.zeros((5, 4)) if there is None else there for there in then[1:]]
@@ -84,12 +84,16 @@ def test_where_v_says_places_c_sees_how_they_moved_and_what_is_between_them(mdn_
         np.testing.assert_allclose(x[:, :-H], np.concatenate(expected, axis=1), atol=1e-6)
         np.testing.assert_array_equal(x[:, -H:], h[:, :H])
         h = world_model.step(z[:, t], rng.integers(A, size=5), h)
-    loud = world_model.emphasis > 1
-    assert loud[:4].all() and not loud[4:Z].any() and loud[Z:-H].all() and not loud[-H:].any()
+    spread = rng.uniform(0.1, 3, world_model.feature_dim).astype(np.float32)
+    units, place = world_model.units(spread), np.ones(len(spread), bool)
+    place[4:Z] = place[-H:] = False
+    np.testing.assert_array_equal(units[place], 0.375)  # four pixels, whatever is seen of them in the data
+    np.testing.assert_array_equal(units[~place], 32 * spread[~place])
 
 
-def test_without_places_nothing_is_emphasised(vae: VAE, mdn_rnn: MDNRNN) -> None:
-    assert (NeuralWorldModel(vae, mdn_rnn, recent_z=3).emphasis == np.ones(3 * Z + H)).all()
+def test_without_places_every_feature_is_seen_in_its_own_spread(vae: VAE, mdn_rnn: MDNRNN) -> None:
+    spread = np.linspace(0.1, 3, 3 * Z + H)
+    np.testing.assert_array_equal(NeuralWorldModel(vae, mdn_rnn, recent_z=3).units(spread), spread)
 
 
 def test_step_leaves_its_arguments_alone_and_rows_do_not_mix(vae: VAE, mdn_rnn: MDNRNN) -> None:

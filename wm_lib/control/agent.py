@@ -87,9 +87,9 @@ def load_agent(paths: Mapping[str, Path]) -> tuple[WorldModel, Controller]:
 
 
 def feature_statistics(world_model: WorldModel, latents: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and standard deviation, each float32 (feature_dim,), of what C would see on collected data.
+    """Means of what C would see on collected data and what to divide it by, each float32 (feature_dim,).
 
-    The deviations are divided by the model's `emphasis`: in these units C sees more of some features than of others.
+    Features are divided by their standard deviations, or by what the model's `units` makes of these.
 
     Args:
         world_model: V and M.
@@ -106,7 +106,7 @@ def feature_statistics(world_model: WorldModel, latents: dict[str, np.ndarray]) 
     mean = total / latents["first"].size
     std = np.sqrt(np.maximum(squares / latents["first"].size - np.square(mean), 0))
     # What hardly ever moves in the data must not be blown up when it does.
-    return mean.astype(np.float32), np.maximum(std, MIN_FEATURE_STD).astype(np.float32) / world_model.emphasis
+    return mean.astype(np.float32), world_model.units(np.maximum(std, MIN_FEATURE_STD).astype(np.float32))
 
 
 class FeatureAgent:

@@ -11,9 +11,12 @@ from torch import Tensor
 from wm_lib.errors import UsageError
 from wm_lib.models import training
 from wm_lib.models.mdn_rnn import MDNRNN, load_mdn_rnn, sample_mdn
+from wm_lib.models.places import REACH
 from wm_lib.models.vae import VAE, load_vae
 
-EMPHASIS = 4.0  # how much more than others what C sees of places counts, and how much less the rest
+# C sees places in units of four pixels (the frame goes from -REACH to REACH), and of the rest a fraction of its spread:
+# PPO's optimiser moves all weights alike, and hundreds of inputs that say little would drown the few that say all.
+PLACE_UNIT, REST = REACH / 8, 1 / 32
 
 
 class NeuralWorldModel:
@@ -24,7 +27,7 @@ class NeuralWorldModel:
 
     Where V measures places, C sees of the earlier z the places only, and besides what it would spend most of its
     training on, learning to subtract: [z, earlier places, changes of the places, what is between one and the next,
-    LSTM h], see `seen_of_places`. And what says a place counts more than the rest (`emphasis`).
+    LSTM h], see `seen_of_places`. And what says a place counts far more than the rest (`units`).
 
     Args:
         vae: V.
@@ -49,10 +52,9 @@ class NeuralWorldModel:
         if named:
             earlier = 2 * (recent_z - 1) * named + named - 2
         self.feature_dim = self.z_dim + earlier + mdn_rnn.rnn_size
-        self.emphasis = np.ones(self.feature_dim, np.float32)
+        self.says_place = np.zeros(self.feature_dim, bool)
         if named:
-            self.emphasis[:] = 1 / EMPHASIS
-            self.emphasis[:named] = self.emphasis[self.z_dim : self.z_dim + earlier] = EMPHASIS
+            self.says_place[:named] = self.says_place[self.z_dim : self.z_dim + earlier] = True
 
     @classmethod
     def load(cls, vae_path: Path, mdn_rnn_path: Path, recent_z: int = 1, bf16: bool = False) -> NeuralWorldModel:
@@ -84,6 +86,10 @@ class NeuralWorldModel:
         if named:
             earlier = seen_of_places(z[:, :named], earlier.reshape(len(h), -1, self.z_dim)[:, :, :named])
         return np.concatenate([z, earlier, h[:, :size]], axis=1, dtype=np.float32)
+
+    def units(self, spread: np.ndarray) -> np.ndarray:
+        """What C's features are divided by, (feature_dim,), given their standard deviations on data."""
+        return np.where(self.says_place, np.float32(PLACE_UNIT), spread / REST) if self.says_place.any() else spread
 
     @torch.inference_mode()
     def step(self, z: np.ndarray, action: np.ndarray, h: np.ndarray) -> np.ndarray:

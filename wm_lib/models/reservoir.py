@@ -96,7 +96,6 @@ class Reservoir:
         self.z_dim, self.state_dim = self.encoder.shape[1], len(self.recurrent)
         self.num_actions = len(self.inputs) - self.z_dim
         self.feature_dim = 2 * self.z_dim
-        self.emphasis = np.ones(self.feature_dim, np.float32)
         # One matrix from pixels to z: averaging over patches is linear too.
         spread = self.encoder.reshape(SIDE, SIDE, 3, self.z_dim).repeat(PATCH, 0).repeat(PATCH, 1) / (255 * PATCH**2)
         self._pixels = np.ascontiguousarray(spread.reshape(-1, self.z_dim), np.float32)
@@ -129,6 +128,10 @@ class Reservoir:
     def features(self, z: np.ndarray, h: np.ndarray) -> np.ndarray:
         """What C sees, float32 (batch, feature_dim)."""
         return np.concatenate([z, _expectations(z, h) @ self.foresight], axis=1, dtype=np.float32)
+
+    def units(self, spread: np.ndarray) -> np.ndarray:
+        """Every feature is seen in its own spread."""
+        return spread
 
     def imagine(
         self,

@@ -17,13 +17,11 @@ class WorldModel(Protocol):
     Attributes:
         z_dim: Size of the latent vector z.
         feature_dim: Number of values C sees.
-        emphasis: float32 (feature_dim,), above 0: how many times its own spread each of them counts for C.
         state_dim: Length of a row of h.
     """
 
     z_dim: int
     feature_dim: int
-    emphasis: np.ndarray
     state_dim: int
 
     def encode(self, frames: np.ndarray) -> np.ndarray:
@@ -40,6 +38,10 @@ class WorldModel(Protocol):
 
     def features(self, z: np.ndarray, h: np.ndarray) -> np.ndarray:
         """What C sees, float32 (batch, feature_dim), of z (batch, z_dim) and the h before z enters it."""
+        ...
+
+    def units(self, spread: np.ndarray) -> np.ndarray:
+        """What features are divided by for C, float32 (feature_dim,), above 0, given their `spread` on data."""
         ...
 
     def step(self, z: np.ndarray, action: np.ndarray, h: np.ndarray) -> np.ndarray:
