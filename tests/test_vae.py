@@ -23,12 +23,12 @@ from wm_lib.models.foreground import (
     median_frame,
     moving_foreground,
 )
+from wm_lib.models.latents import encode_frames
 from wm_lib.models.patches import from_patches, to_patches
 from wm_lib.models.vae import (
     CONTRAST,
     VAE,
     active_units,
-    encode_frames,
     kl_divergence,
     load_vae,
     save_vae,

@@ -70,6 +70,7 @@ def _vae(run: Pipeline, directory: Path) -> dict[str, Any]:
 
 def _latents(run: Pipeline, directory: Path) -> dict[str, Any]:
     from wm_lib.models import vae
+    from wm_lib.models.latents import encode_frames
 
     data = run.rollouts()
     path, old = run.weights("vae"), None
@@ -78,7 +79,7 @@ def _latents(run: Pipeline, directory: Path) -> dict[str, Any]:
         if checkpoints.read_meta(before)["sha256"] == checkpoints.read_meta(path)["sha256"]:
             latents = run.previous.latents()  # V is the same, so its latents are
             old = latents["mu"], latents["log_sigma"]
-    mu, log_sigma = vae.encode_frames(vae.load_vae(path), data, old=old)
+    mu, log_sigma = encode_frames(vae.load_vae(path), data, old=old)
     checkpoints.save(directory / "latents.safetensors", {"mu": mu, "log_sigma": log_sigma} | data.steps(), {})
     return {"active_units": vae.active_units(mu), "encoded": len(mu) - (len(old[0]) if old else 0)}
 

@@ -14,8 +14,31 @@ import torch
 from torch import Tensor
 
 from wm_lib.errors import StageError
+from wm_lib.events import Progress
+from wm_lib.models import training
+from wm_lib.models.vae import VAE
+from wm_lib.rollouts import Rollouts
 
 Latents = dict[str, np.ndarray]
+
+
+@torch.inference_mode()
+def encode_frames(
+    vae: VAE, rollouts: Rollouts, batch_size: int = 512, old: tuple[np.ndarray, np.ndarray] | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """`mu` and `log_sigma` of every frame, float32 (num_sequences, length, z_dim); `old`: those of the first ones."""
+    known = old or (np.empty((0, vae.z_dim), np.float32),) * 2
+    mu, log_sigma = ([torch.from_numpy(part.reshape(-1, vae.z_dim))] for part in known)
+    with Progress("encode", rollouts.num_frames, "frame", start=len(mu[0])) as progress:
+        for start in range(len(mu[0]), rollouts.num_frames, batch_size):
+            index = np.arange(start, min(start + batch_size, rollouts.num_frames))
+            with training.fast_autocast():
+                posterior = vae.encode(rollouts.gather(index))
+            mu.append(posterior[0])
+            log_sigma.append(posterior[1])
+            progress.update(len(index))
+    shape = (rollouts.num_sequences, rollouts.length, vae.z_dim)
+    return torch.cat(mu).numpy().reshape(shape), torch.cat(log_sigma).numpy().reshape(shape)
 
 
 def check_latents(latents: Latents) -> None:
