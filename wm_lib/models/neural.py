@@ -89,7 +89,9 @@ class NeuralWorldModel:
 
     def units(self, spread: np.ndarray) -> np.ndarray:
         """What C's features are divided by, (feature_dim,), given their standard deviations on data."""
-        return np.where(self.says_place, np.float32(PLACE_UNIT), spread / REST) if self.says_place.any() else spread
+        if not self.vae.measured_places:
+            return spread
+        return np.where(self.says_place, np.float32(PLACE_UNIT), spread / REST)
 
     @torch.inference_mode()
     def step(self, z: np.ndarray, action: np.ndarray, h: np.ndarray) -> np.ndarray:
