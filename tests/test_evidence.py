@@ -11,12 +11,13 @@ import numpy as np
 import pytest
 import torch
 
-from wm_lib import checkpoints, cli, examine, report, vet
+from wm_lib import checkpoints, cli, examine, probes, report, vet
+from wm_lib.control.agent import load_agent
 from wm_lib.control.controller import Controller
 from wm_lib.course import minutes
 from wm_lib.errors import StageError
 from wm_lib.evaluation import agent_maker, evaluate, summarise
-from wm_lib.folders import project_root
+from wm_lib.folders import project_root, shipped_weights
 from wm_lib.models.mdn_rnn import MDNRNN, save_mdn_rnn
 from wm_lib.models.neural import NeuralWorldModel
 from wm_lib.models.vae import VAE, save_vae
@@ -91,6 +92,22 @@ def test_the_shipped_weights_play_as_the_manifest_says(
 def test_there_is_a_short_film_of_every_shipped_agent(path: Path) -> None:
     film = f"assets/figures/{path.stem}.gif"
     assert 0 < (ROOT / film).stat().st_size < 2e6 and film in (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def test_the_shipped_v_of_breakout_sees_the_ball_beside_the_paddle() -> None:
+    """In the agent's own play, where V of earlier trainings went blind without any median telling so."""
+    task = get_task("breakout")
+    model, controller = load_agent(shipped_weights(ROOT, task.name))
+    agent = agent_maker(task, model, controller)(8)
+    truth = probes.play(task, model, agent, 8, 150, seed=7)
+    z, seen = truth["z"][..., : 2 * model.vae.num_places], truth["visible"][..., 0]
+    ball_x, ball_y, paddle_x = np.moveaxis(truth["values"], 2, 0)
+    flying = seen & (ball_y < 50)
+    read = probes.learn(z[flying], truth["values"][flying], truth["visible"][flying])  # learns what a place means
+    off = np.abs(read(z.reshape(-1, z.shape[2])).reshape(truth["values"].shape)[..., :2] - truth["values"][..., :2])
+    beside = seen & (ball_y >= 50) & (np.abs(ball_x - paddle_x) < 10)
+    assert beside.sum() > 50 and np.median(off[beside]) < 1
+    assert (off[beside] > 2).any(1).mean() < 0.2
 
 
 def test_no_weights_are_shipped_without_a_manifest() -> None:

@@ -212,6 +212,16 @@ def test_using_an_earlier_stage_of_other_settings_is_said(ran, tmp_path, capsys)
     assert out.count("\n") == 1 and f"{tmp_path / 'run' / 'pong' / 'vae'} was made with other settings" in out
 
 
+def test_using_an_earlier_stage_of_another_version_is_said(ran, tmp_path, capsys, monkeypatch):
+    run = open_tiny(tmp_path / "run")
+    run.build("collect")
+    monkeypatch.setattr(pipeline, "VERSION", pipeline.VERSION + 1)
+    capsys.readouterr()
+    run.run_stage("vae")
+    out = capsys.readouterr().out
+    assert out.count("\n") == 1 and f"{run.directory / 'collect'} was made with" in out and "another version" in out
+
+
 def test_a_failed_stage_keeps_its_folder_and_goes_on_there(ran, tmp_path, monkeypatch):
     run = open_tiny(tmp_path / "run")
 

@@ -176,7 +176,8 @@ class Pipeline:
             return directory
         for earlier in self.before(stage):
             if (self.directory / earlier / "stage.json").exists() and not self._is_current(earlier):
-                print(f"{self.directory / earlier} was made with other settings; {stage} goes on from it as it is")
+                where = self.directory / earlier
+                print(f"{where} was made with other settings or another version; {stage} goes on from it as it is")
             self._require_gates(earlier)
         spent = folders.open_stage(directory, key)
         (directory / "gates.json").unlink(missing_ok=True)
@@ -336,8 +337,7 @@ class Pipeline:
         return f"wm train --component {component} {arguments}"
 
     def _is_current(self, stage: str) -> bool:
-        record = self.facts(stage)
-        return record["seed"] == self.seed and record["config"] == self._settings(stage)
+        return self.facts(stage)["key"] == self._key(stage)
 
     def _is_done(self, stage: str, key: str) -> bool:
         path = self.directory / stage / "stage.json"
