@@ -15,7 +15,18 @@ from wm_lib.models.foreground import moving_foreground, things
 from wm_lib.models.mdn_rnn import MDNRNN
 from wm_lib.models.neural import NeuralWorldModel
 from wm_lib.models.patches import from_patches
-from wm_lib.models.places import CLOSER, NEAR, SPREAD, Places, astray, centre_of_mass, measure, soft_argmax, spots
+from wm_lib.models.places import (
+    CLOSER,
+    NEAR,
+    PATIENCE,
+    SPREAD,
+    Places,
+    astray,
+    centre_of_mass,
+    measure,
+    soft_argmax,
+    spots,
+)
 from wm_lib.models.vae import ASTRAY, VAE, load_vae, make_vae, save_vae, vae_loss
 from wm_lib.settings import VAEConfig
 
@@ -35,14 +46,19 @@ def test_a_spot_is_a_gaussian_around_its_place() -> None:
         np.testing.assert_allclose(lights[batch, :, :, place].numpy(), expected, atol=1e-5)
 
 
-def test_astray_is_the_log_likelihood_of_the_moving_pixels() -> None:
+def test_astray_is_the_robust_log_likelihood_of_the_moving_pixels() -> None:
     rng = np.random.default_rng(0)
     centres = rng.uniform(0, 63, (2, 3, 2))
     places = torch.tensor([[pixel(*centre) for centre in frame] for frame in centres], dtype=torch.float32)
     moving = rng.random((2, 64, 64)) < 0.01
+
+    def nats(frame: np.ndarray, column: int, row: int) -> float:
+        gaussians = [math.exp(-((column - x) ** 2 + (row - y) ** 2) / (2 * SPREAD**2)) for x, y in frame]
+        return -math.log(sum(gaussians) / len(frame) + 1e-300)
+
     expected = [
         sum(
-            -math.log(sum(math.exp(-((c - x) ** 2 + (r - y) ** 2) / (2 * SPREAD**2)) for x, y in frame) + 1e-300)
+            PATIENCE * math.sqrt(PATIENCE**2 + 2 * nats(frame, c, r)) - PATIENCE**2
             for r, c in zip(*np.nonzero(pixels), strict=True)
         )
         for frame, pixels in zip(centres, moving, strict=True)
@@ -52,7 +68,8 @@ def test_astray_is_the_log_likelihood_of_the_moving_pixels() -> None:
 
 
 def test_a_place_far_from_what_moves_is_pulled_there_as_a_near_one_is_not() -> None:
-    """What drawing alone cannot do: the pull grows with the distance."""
+    """What drawing alone cannot do: the pull reaches everywhere. It grows with the distance, but no further than to
+    PATIENCE / SPREAD a pixel, so that what no place is for does not pull harder than anything else."""
     moving = torch.zeros(1, 64, 64)
     moving[0, 50, 8] = 1
     pulls = []
@@ -65,6 +82,8 @@ def test_a_place_far_from_what_moves_is_pulled_there_as_a_near_one_is_not() -> N
         )
         pulls.append(float(place.grad.norm()))
     assert pulls[0] < pulls[1] < pulls[2]
+    limit = 32 * PATIENCE / SPREAD  # of a gradient by places from -1 to 1
+    assert 0.95 * limit < pulls[1] and pulls[2] < limit
 
 
 def test_nothing_that_moves_pulls_nothing() -> None:

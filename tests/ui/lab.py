@@ -17,6 +17,8 @@ from urllib.request import ProxyHandler, build_opener
 import nbformat
 from playwright.sync_api import Browser, Locator, Page, TimeoutError, expect
 
+from wm_lib.tasks import TASKS
+
 ROOT = Path(__file__).parents[2]
 START, RUN = 120.0, 300.0  # seconds that Lab and a whole notebook may take
 SETTINGS = {
@@ -37,10 +39,16 @@ FINISHED = f"""() => {{
 
 
 def copy_course(folder: Path) -> None:
-    """What the notebooks read, so that what they write stays out of the repository."""
+    """What the notebooks read, so that what they write stays out of the repository.
+
+    What `make test` has trained is found and not made again: here it is the page that is tested.
+    """
     for name in ("notebooks", "assets"):
         shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns(".ipynb_checkpoints"))
     shutil.copy(ROOT / "pyproject.toml", folder)  # marks the folder that runs/ is made in
+    for name in TASKS:
+        if (made := ROOT / "runs" / "smoke" / name).exists():
+            shutil.copytree(made, folder / "runs" / "smoke" / name)
 
 
 @contextmanager

@@ -2,20 +2,28 @@
 
 An autoencoder learns where the ball is only by drawing it, and a ball of two pixels that is drawn beside the true place
 is as wrong as none. Good play of Breakout makes so many walls that V never finds out. Here nothing has to be found out
-by drawing. The encoder points: each place is the mean position over the pixels, weighted by a softmax (spatial soft
-argmax; Finn et al., 2016, "Deep spatial autoencoders"). What moves is seen by comparing a frame with one some decisions
-later, and the place nearest to it is pulled there however far it is; each thing counts about once, see `things`, or
-beside a paddle a ball of two pixels would count for nothing. Pointing finds a thing and does not measure it: a
-softmax sharp enough to leave four thousand pixels for one takes the brightest, so that a ball in even flight seems to
-move by one pixel, then by three. So whoever encodes a frame measures, too: from where V points a place goes to the
-centre of mass of what is around it (mean shift; Fukunaga & Hostetler, 1975), which tells a ball that lights two pixels
-to a tenth of one. Measuring has no part in learning: where it leads does not depend on exactly where V points, and
-taught through it V points worse. And the decoder is handed a spot of light at each place (as in Jakab et al., 2018), so
-that drawing is only a matter of colour. A place is said to half a pixel from the beginning: left to itself V finds
-vague places cheaper, draws without them, and M reads noise.
+by drawing.
+
+The encoder points: each place is the mean position over the pixels, weighted by a softmax (spatial soft argmax; Finn et
+al., 2016, "Deep spatial autoencoders"). What moves is seen by comparing a frame with one some decisions later, and the
+place nearest to it is pulled there from anywhere. All things pull about alike (`things`), or a ball of two pixels would
+count for nothing beside a paddle; and from afar hardly harder than nearby, or a brick about to vanish, which no place
+is for, would count for more than the ball.
+
+Pointing finds a thing and does not measure it: a softmax sharp enough to leave four thousand pixels for one takes the
+brightest, so that a ball in even flight seems to move by one pixel, then by three. So whoever encodes a frame measures,
+too: from where V points a place goes to the centre of mass of what is around it (mean shift; Fukunaga & Hostetler,
+1975), which tells a ball that lights two pixels to a tenth of one. Measuring has no part in learning: where it leads
+does not depend on exactly where V points, and taught through it V points worse.
+
+The decoder is handed a spot of light at each place (as in Jakab et al., 2018), so that drawing is only a matter of
+colour. A place is said to half a pixel from the beginning: left to itself V finds vague places cheaper, draws without
+them, and M reads noise.
 """
 
 from __future__ import annotations
+
+import math
 
 import torch
 from torch import Tensor, nn
@@ -31,6 +39,7 @@ NEAR = 5.0  # pixels, across or down: another place so near would draw what is m
 CLOSER = {f"places.{name}" for name in ("close.weight", "close.bias", "behind.weight", "score.weight")}  # of V
 NOTHING = 1e-3  # mass that lies at the place itself, so that it stays where there is no other
 SPREAD = 1.4  # pixels: how near a place should come to what moves
+PATIENCE = 2.0  # times SPREAD: from further away the pull hardly grows
 
 PIXELS = (torch.arange(64) + 0.5) / 32 - 1  # the middles of the pixels: the picture runs from -1 to 1
 
@@ -94,21 +103,24 @@ def spots(places: Tensor, width: float) -> Tensor:
 
 
 def astray(places: Tensor, moving: Tensor) -> Tensor:
-    """How badly the places cover what moves: the negative log-likelihood of its pixels, summed over each frame.
+    """How badly the places cover what moves: a robust negative log-likelihood of its pixels, summed over each frame.
 
     The pixels are taken as drawn from K round Gaussians in equal shares, each around a place, so that every pixel asks
-    for the place nearest to it and two things get two places. Constants are left out.
+    for the place nearest to it and two things get two places. Its nats n, 0 at best, grow with the square of the
+    distance; PATIENCE^2 (sqrt(1 + 2 n / PATIENCE^2) - 1), the pseudo-Huber loss (Charbonnier et al., 1997), is as much
+    nearby and in the end grows with the distance only.
 
     Args:
         places: (batch, K, 2), x and y from -1 to 1.
         moving: (batch, 64, 64), 1 where something moves and 0 elsewhere.
 
     Returns:
-        (batch,), in nats.
+        (batch,), in nats nearby.
     """
     across, down = (((PIXELS - places[..., None]) * (32 / SPREAD)).square()).unbind(2)  # (batch, K, 64)
-    nats = -torch.logsumexp(-0.5 * (down[..., :, None] + across[..., None, :]), dim=1)
-    return (nats * moving).sum((1, 2))
+    nats = math.log(places.shape[1]) - torch.logsumexp(-0.5 * (down[..., :, None] + across[..., None, :]), dim=1)
+    robust = PATIENCE**2 * ((1 + 2 * nats / PATIENCE**2).sqrt() - 1)
+    return (robust * moving).sum((1, 2))
 
 
 class Places(nn.Module):
