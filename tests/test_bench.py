@@ -118,6 +118,7 @@ def test_a_slider_and_a_figure(tiny):
 
 def test_one_worker_beside_this_process(tiny, monkeypatch):
     monkeypatch.setattr(bench_cluster, "SCALE_DECISIONS", 2)
+    monkeypatch.setattr(bench_cluster, "SCALE_TASKS", 1)
     (row,) = bench.run_bench(["scale_overhead"], "pong", rounds=1)["rows"]
     assert set(row) == ROW and (row["name"], row["unit"]) == ("scale_overhead", "decisions/s")
     assert row["detail"].startswith("pong, a task of 64 episodes to 27000 decisions is ")

@@ -39,10 +39,12 @@ def training(agent: str, seed: int, slope: float, end: int, every: int = 7000, c
 OURS, PPO = (1e-3, 0.8e-3, 0.5e-3), (0.4e-3, 0.2e-3, 0.25e-3)  # points a decision
 
 
-def planted(ceiling: float = 100.0, ppo_end: int = 240_000, our_ceiling: float = 100.0) -> list[Row]:
+def planted(
+    ceiling: float = 100.0, ppo_end: int = 240_000, our_ceiling: float = 100.0, our_end: int = 80_000
+) -> list[Row]:
     rows = [Row("random", 0, "final", 0, RANDOM, RANDOM - 1, RANDOM + 1, 30, 0.0, 0.0, 0)]
     for seed in range(3):
-        rows += training("ours", seed, OURS[seed], 80_000, ceiling=our_ceiling)
+        rows += training("ours", seed, OURS[seed], our_end, ceiling=our_ceiling)
         rows += training("ppo", seed, PPO[seed], ppo_end, ceiling=ceiling)
     return rows
 
@@ -76,6 +78,17 @@ def test_levels_of_straight_lines_in_closed_form() -> None:
         assert level["ci95"][0] < level["ratio"] < level["ci95"][1]
         assert not level["lower_bound"] and not level["upper_bound"]
         assert level["ours_reached"] == level["ppo_reached"] == 3
+
+
+def test_how_long_ppo_takes_to_our_score_at_100_000_decisions() -> None:
+    level = summarise(planted(our_end=140_000, ppo_end=500_000), TARGET)["as_ours"]
+    way = np.mean(OURS) * 100_000
+    assert level["score"] == pytest.approx(RANDOM + way)
+    assert level["ppo_steps"] == pytest.approx(np.mean([way / slope for slope in PPO]))
+    assert level["ratio"] == pytest.approx(level["ppo_steps"] / level["ours_steps"])
+    bound = summarise(planted(our_end=240_000, ceiling=-15), TARGET)["as_ours"]
+    assert bound["lower_bound"] and bound["ppo_steps"] == 240_000
+    assert summarise(planted(), TARGET)["as_ours"] is None  # shorter
 
 
 def test_ppo_that_never_arrives_gives_a_lower_bound() -> None:
@@ -227,8 +240,10 @@ def test_the_overview_has_a_line_for_each_task_with_its_seeds_and_a_ratio_under_
     pong, breakout = lines[2], lines[3]
     assert pong[:2] == ["pong", "3"] and breakout[:2] == ["breakout", "1"]
     ratio = np.mean([1 / slope for slope in OURS]) / np.mean([1 / slope for slope in PPO])
-    assert pong[2].startswith(f"{ratio:.2f} [") and ratio < 1 and pong[3].startswith("at most 0.")
-    assert breakout[2:] == ["at least 24.00", "neither", "neither", "neither"]
+    assert pong[2].startswith("0.36 [")  # to the ceiling, which a curve reaches between two measurements
+    assert pong[3].startswith(f"{ratio:.2f} [") and ratio < 1
+    assert pong[4].startswith("at most 0.")
+    assert breakout[2:] == ["-", "at least 24.00", "neither", "neither", "neither"]
     agents = efficiency.AGENTS.values()
     assert [line[:3] for line in lines[7:9]] == [["pong", agent, "3"] for agent in agents]
     assert [line[:3] for line in lines[9:]] == [["breakout", agent, "1"] for agent in agents]

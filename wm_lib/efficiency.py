@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 AGENTS = {"ours": "world model", "ppo": "PPO from pixels"}
 LEVELS = (0.25, 0.5, 0.75, 1.0)
 SMALL = 100_000  # decisions: the budget of the "Atari 100k" benchmark
+AS_OURS = f"our score at {SMALL:,}"
 RESAMPLES = 20_000
 
 
@@ -94,7 +95,8 @@ def summarise(rows: Sequence[Row], target: float) -> dict[str, Any]:
 
     Returns:
         `seeds`; `random_score`; `levels`, by the share of the way from random play to the target; `at_100k` and
-        `final`, by agent; `curves`, by agent, of all seeds. docs/formats.md says what each holds.
+        `final`, by agent; `as_ours`, the level that is our score at 100,000 decisions; `curves`, by agent, of all
+        seeds. docs/formats.md says what each holds.
 
     Raises:
         StageError: No seed is through.
@@ -106,13 +108,15 @@ def summarise(rows: Sequence[Row], target: float) -> dict[str, Any]:
         raise StageError("no seed of the comparison is through yet; go on with the same wm compare command")
     curves = {agent: curves_of(rows, agent) for agent in AGENTS}
     through = {agent: [curves[agent][seed] for seed in seeds] for agent in AGENTS}
+    small = {agent: _over_seeds([curve.at(SMALL) for curve in through[agent]], seeds) for agent in AGENTS}
     return {
         "seeds": seeds,
         "random_score": {"mean": random.score, "ci95": [random.ci_low, random.ci_high], "episodes": random.episodes},
         "levels": {
             str(share): _level(through, random.score + share * (target - random.score)) for share in LEVELS
         },
-        "at_100k": {agent: _over_seeds([curve.at(SMALL) for curve in through[agent]], seeds) for agent in AGENTS},
+        "at_100k": small,
+        "as_ours": _level(through, small["ours"]["mean"]) if small["ours"] else None,
         "final": {agent: _final([last[agent, seed] for seed in seeds]) for agent in AGENTS},
         "curves": {
             agent: [{"seed": seed} | {name: values.tolist() for name, values in vars(curve).items()}
@@ -188,13 +192,16 @@ def tables(found: Mapping[str, Any], others: Sequence[Mapping[str, Any]] = ()) -
     """The comparison as two Markdown tables; `others` are entries of `report.published`, labelled as such."""
     seeds = len(found["seeds"])
     steps = [("way to the target", "score", *(f"{name}, decisions" for name in AGENTS.values()), "PPO / ours")]
-    for share, level in found["levels"].items():
+    levels = {f"{float(share):.0%}": level for share, level in found["levels"].items()}
+    if found["as_ours"]:
+        levels |= {AS_OURS: found["as_ours"]}
+    for name, level in levels.items():
         cells = []
         for agent in AGENTS:
             missing = seeds - level[f"{agent}_reached"]
             not_all = f" ({missing} of {seeds} seeds never)" if missing else ""
             cells.append(f"{level[f'{agent}_steps']:,.0f}{not_all}")
-        steps.append((f"{float(share):.0%}", f"{level['score']:.1f}", *cells, _ratio(level)))
+        steps.append((name, f"{level['score']:.1f}", *cells, _ratio(level)))
     scores = [_SCORES, *_score_rows(found)]
     return f"{aligned(steps)}\n\n{aligned([*scores, *_published_rows(others)])}"
 
@@ -208,11 +215,11 @@ def overview(results: Sequence[Mapping[str, Any]]) -> str:
     """Several tasks' comparisons as two Markdown tables: the ratios of decisions, and the scores."""
     if not results:
         return "No task has been compared yet; to do it (hours): `wm compare --task pong --publish`"
-    ratios = [("PPO / ours, decisions", "seeds", *(f"{share:.0%} of the way" for share in LEVELS))]
+    ratios = [("PPO / ours, decisions", "seeds", AS_OURS, *(f"{share:.0%} of the way" for share in LEVELS))]
     scores = [("task", *_SCORES)]
     for found in results:
-        levels = [_ratio(found["levels"][str(share)]) for share in LEVELS]
-        ratios.append((found["task"], str(len(found["seeds"])), *levels))
+        levels = [found["as_ours"], *(found["levels"][str(share)] for share in LEVELS)]
+        ratios.append((found["task"], str(len(found["seeds"])), *map(_ratio, levels)))
         scores += [(found["task"], *cells) for cells in _score_rows(found)]
     return f"{aligned(ratios)}\n\n{aligned(scores)}"
 
@@ -235,7 +242,9 @@ def _published_rows(others: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, 
         yield f"{entry['agent']} (published)", seeds, early, final, f"{entry['decisions']:,}", "-", "-"
 
 
-def _ratio(level: Mapping[str, Any]) -> str:
+def _ratio(level: Mapping[str, Any] | None) -> str:
+    if level is None:
+        return "-"
     if level["ratio"] is None:
         return "neither" if not level["ours_reached"] + level["ppo_reached"] else "-"
     sign = "at least " if level["lower_bound"] else "at most " if level["upper_bound"] else ""
