@@ -199,7 +199,8 @@ else:
 efficiency.figure(comparison, others) if comparison else None
 
 # %% [markdown]
-# **Explain.** A ratio above 1 says that the world model saved real decisions; its interval is a bootstrap over the seeds (drawn
+# **Explain.** A ratio above 1 says that the world model saved real decisions. *Our score at 100,000* asks how many PPO takes to what
+# our agent has after that many, also where neither comes far on the way to the target. The interval of a ratio is a bootstrap over the seeds (drawn
 # again and again from those we have): a few seeds make a coarse one, a single one has none. Against CPU hours the picture may look different: V and M
 # cost computing time, and where the world is a cheap simulator a decision costs next to nothing. A world model pays when decisions are
 # what is dear. Rows and lines marked *published* are what others report, under protocols that differ in details;
