@@ -20,7 +20,7 @@ course: $(INSTALLED)  ## run the whole course at BUDGET (default laptop); interr
 	$(RUN) $(BIN)/wm course --budget $(BUDGET)
 
 test: $(INSTALLED)  ## run all tests, and every notebook at budget smoke
-	$(RUN) WM_BUDGET=smoke $(BIN)/python -m pytest --durations=10 -n 2 --dist loadgroup \
+	$(RUN) WM_BUDGET=smoke $(BIN)/python -m pytest --durations=10 -n 2 \
 		--no-loadscope-reorder --nbmake --nbmake-kernel=python3 --nbmake-timeout=300 notebooks tests
 
 test-ui: $(INSTALLED)  ## run every notebook in JupyterLab, in a real browser

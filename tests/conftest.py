@@ -2,6 +2,7 @@
 `pytest -n`, who works beside whom."""
 
 import os
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -13,8 +14,14 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # several processes with a thread for e
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The tests of a file share what one of them trained; the notebooks build on one another, in one run."""
-    for item in items:
-        group = item.path.parent.name if item.path.suffix == ".ipynb" else item.path.name
-        item.add_marker(pytest.mark.xdist_group(group))
+@pytest.hookimpl(optionalhook=True)  # of pytest-xdist
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Who works on what: a file's tests share what one of them trained; the notebooks build on one another's run."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Together(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            path = nodeid.split("::")[0]
+            return "notebooks" if path.endswith(".ipynb") else path
+
+    return Together(config, log)
