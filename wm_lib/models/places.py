@@ -7,8 +7,8 @@ by drawing.
 The encoder points: each place is the mean position over the pixels, weighted by a softmax (spatial soft argmax; Finn et
 al., 2016, "Deep spatial autoencoders"). What moves is seen by comparing a frame with one some decisions later, and the
 place nearest to it is pulled there from anywhere. All things pull about alike (`things`), or a ball of two pixels would
-count for nothing beside a paddle; and from afar hardly harder than nearby, or a brick about to vanish, which no place
-is for, would count for more than the ball.
+count for nothing beside a paddle; and from afar hardly harder than nearby, or what no place is for, such as a brick
+about to vanish, could count for more than the ball.
 
 Pointing finds a thing and does not measure it: a softmax sharp enough to leave four thousand pixels for one takes the
 brightest, so that a ball in even flight seems to move by one pixel, then by three. So whoever encodes a frame measures,
