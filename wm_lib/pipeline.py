@@ -175,8 +175,8 @@ class Pipeline:
             self._require_gates(stage)
             return directory
         for earlier in self.before(stage):
-            if (self.directory / earlier / "stage.json").exists() and not self._is_current(earlier):
-                where = self.directory / earlier
+            where = self.directory / earlier
+            if (where / "stage.json").exists() and self.facts(earlier)["key"] != self._key(earlier):
                 print(f"{where} was made with other settings or another version; {stage} goes on from it as it is")
             self._require_gates(earlier)
         spent = folders.open_stage(directory, key)
@@ -335,9 +335,6 @@ class Pipeline:
             return f"wm collect {arguments}"
         component = {"latents": "vae", "evaluate": "all"}.get(stage, stage)
         return f"wm train --component {component} {arguments}"
-
-    def _is_current(self, stage: str) -> bool:
-        return self.facts(stage)["key"] == self._key(stage)
 
     def _is_done(self, stage: str, key: str) -> bool:
         path = self.directory / stage / "stage.json"
