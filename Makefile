@@ -25,7 +25,7 @@ test: $(INSTALLED)  ## run all tests, and every notebook at budget smoke
 
 test-ui: $(INSTALLED)  ## run every notebook in JupyterLab, in a real browser
 	$(BIN)/python tests/ui/chromium.py
-	$(RUN) $(BIN)/python -m pytest --durations=10 tests/ui
+	$(RUN) $(BIN)/python -m pytest --durations=10 -n 2 --no-loadscope-reorder tests/ui
 
 lint: $(INSTALLED)  ## review code, notebooks and documents (wm vet)
 	$(BIN)/wm vet

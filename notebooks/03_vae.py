@@ -130,8 +130,9 @@ plots.maps({"frame": frame[0], "background": net.background.numpy(), "its episod
 #   nats; a nat is 1.44 bits. Exercise 3.2 works it out;
 # - λ (`slowness`) times the *change*: μ′ is of the next frame.
 #
-# In LunarLander the fovea's error comes on top, in Breakout how far the nearest place is from every pixel that moves, in
-# nats too (`astray` below). What moves is what is elsewhere some decisions later: compared with the next frame, a paddle that rests
+# In LunarLander the fovea's error comes on top, times `vae.fovea`. In Breakout it is how far the nearest place is from what moves, times
+# ten (`astray` below): nearby it is counted in nats, far away it grows with the distance only, and each thing counts about once, however
+# many its pixels. What moves is what is elsewhere some decisions later: compared with the next frame, a paddle that rests
 # would be nobody's, and its place would leave it for the ball. The paper's V had none of our helps.
 #
 # **Predict.** The error falls. Do the other two?
@@ -146,7 +147,7 @@ for name, (steps, values) in scalars.items():
 plots.learning_curves(scalars, {"error": ["error", "held_out_error"], "KL in nats": ["kl", "held_out_kl"], "change of z": ["change", "held_out_change"]}, "update")
 
 # %% [markdown]
-# **Explain.** β grows from 0 during the first fifth of the updates, so that V dares to begin: while saying something costs nearly
+# **Explain.** In a first round β grows from 0 during the first fifth of the updates, so that V dares to begin: while saying something costs nearly
 # nothing, the KL divergence shoots up. Then it has its price, and V keeps what pays for itself in the drawing. Without the price on
 # change *z* would be folded up like a map: a ball that moves by a pixel may send *z* across the page, and a small controller has to
 # learn every fold. The held-out frames come from stretches of play that V was never trained on.
@@ -321,16 +322,31 @@ print(gates.report(run.gates("latents")))
 
 # %% [markdown]
 # **Explain.** The *probe* is a small network that learns to read the position of ball or ship from *z* and is tested on games it has never
-# seen. What it cannot read, C cannot either. (Budget smoke does not probe, and CarRacing keeps its truth to itself.)
+# seen. What it cannot read, C cannot either. (Budget smoke does not probe. CarRacing's
+# truth comes from one slow environment at a time, too slow to ask at every training; section 7 has it.)
 
 # %% [markdown]
 # ## 7. What a full run sees
-# The same questions, asked of V after a `full` training: what a linear probe and a small network read from *z*, on random play and on
-# the agent's own, in pixels of the 64 × 64 frame.
+# The same questions, asked of V after a `full` training, on random play and on the agent's own. Beside the error of always answering the
+# mean stand those of a line (the *linear probe*) and of a small network. A place is counted in pixels of the 64 × 64 frame. One frame
+# shows no motion: how far a thing moves in a decision is read from what C sees, some *z* and M's memory *h*, and from *h* alone.
+#
+# **Predict.** What will a line read as well as a network? Where does good play differ from random play?
 
 # %%
 full = examine.shipped(run.task.name)
 print(examine.eyes_table(full) if full else f"no full run of {run.task.name} is published yet; wm report --task {run.task.name} measures yours")
+
+# %% [markdown]
+# **Explain.** Half of all errors are smaller than the one in the table, the median; what is lost now and then shows in *nine of ten below*.
+# R² is the share of the variance that is explained: 1 is all of it, 0 what the mean explains, and less than 0 is worse than the mean. Where
+# a thing mostly rests, the mean's median error is next to nothing, and only R² tells who knows when it moves. What the network reads and
+# the line does not is there, but folded up: C has to unfold it. What neither reads is lost.
+
+# %% [markdown]
+# ![CarRacing in three panes: the game, V's picture of it, and M's dream of it](../assets/figures/car-racing.gif)
+#
+# *The shipped agent: the game, what V sees of it, and what M dreams meanwhile.*
 
 # %% [markdown]
 # ## 8. Exercises

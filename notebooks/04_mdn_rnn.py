@@ -239,6 +239,11 @@ full = examine.shipped(run.task.name)
 print(examine.memory_table(full) if full else f"no full run of {run.task.name} is published yet; wm report --task {run.task.name} measures yours")
 
 # %% [markdown]
+# **Explain.** A surprise is minus the logarithm of a density, so it may well be negative; less is better. For reward and end the steps are
+# sorted by what M said and cut into groups: an honest M says on average what came. The drift of *z* is the root of the mean square that
+# section 3 draws; of pixels only those count that differ from the scenery; and *V of the real frame* is the best that a dream can be.
+
+# %% [markdown]
 # ## 7. What goes wrong when actions come late
 # The most common mistake with a recurrent world model makes no noise at all: the action in a row is not the one that was taken
 # there, but

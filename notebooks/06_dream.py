@@ -179,7 +179,7 @@ plots.bars(
 # %% [markdown]
 # **Explain.** If the return rises in the dream and, beyond the intervals, not in reality, C has found something that pays only there: a flaw of M, which
 # evolution will always find if it is worth something. The paper's remedy is a higher *temperature*: a bolder dream is harder to exploit.
-# Another is better data: a world model knows only what it has been shown, and this one was shown random play.
+# Another is better data: a world model knows only what it has been shown; in a first round, as at budgets smoke and laptop, that is random play.
 
 # %% [markdown]
 # ## 4. How much to trust a dream
@@ -194,15 +194,11 @@ run.build("controller")
 episodes = min(32, 4 * evaluation.episodes)
 candidates = min(16, episodes)
 honest = dream_against_reality(run, num_episodes=episodes, num_candidates=candidates)
-print(f"first {honest['horizon']} decisions of an episode, {episodes} episodes: trained, random play, rank correlation of {candidates}")
-print(f"reality          {honest['real']['mean']:8.1f} {honest['real_random']['mean']:8.1f}")
-for temperature, asleep in honest["dream"].items():
-    correlation = honest["rank_correlation"][temperature]
-    known = "all alike" if correlation is None else f"{correlation:+.2f}"
-    print(f"temperature {temperature:>4} {asleep['mean']:8.1f} {honest['dream_random'][temperature]['mean']:8.1f} {known:>10}")
+print(f"{episodes} episodes each; rank correlation of {candidates} controllers")
+print(examine.returns_table(honest))
 
 # %% [markdown]
-# **Explain.** A dream that pays the trained controller no more than a random one has not understood what the reward is for. And a
+# **Explain.** Behind ± stands the standard error: returns that differ by less than two of them cannot be told apart. A dream that pays the trained controller no more than a random one has not understood what the reward is for. And a
 # dream whose ranking has nothing to do with reality's is no place to train in, however pretty its pictures. Among n candidates chance
 # alone makes correlations of about ±1/√(n−1): temperatures closer than that cannot be told apart. Where random play earns more asleep
 # than awake, the dream is too kind.
@@ -213,6 +209,17 @@ for temperature, asleep in honest["dream"].items():
 # %%
 full = examine.shipped(run.task.name)
 print(examine.dream_table(full) if full else f"no full run of {run.task.name} is published yet; wm report --task {run.task.name} measures yours")
+
+# %% [markdown]
+# ![CarRacing twice: the first frame of a race, and M's dream, in which the road is soon lost and the car drives over grass](../assets/figures/car-racing-dream.gif)
+#
+# ![LunarLander twice: the first frame, and M's dream, in which the ship sinks, fades into two and begins again](../assets/figures/lunar-lander-dream.gif)
+#
+# ![Breakout twice: the first frame, and M's dream, in which the paddle moves, specks of a ball come and go, and bricks vanish](../assets/figures/breakout-dream.gif)
+#
+# ![Pong twice: the first frame, and M's dream, in which the paddles smear and of the ball there is seldom more than a spark](../assets/figures/pong-dream.gif)
+#
+# *The shipped agents in dreams at temperature 1. After the first frame, on the left, nothing is real. `wm play --task pong --dream` makes such a film.*
 
 # %% [markdown]
 # ## 5. What goes wrong: a dream without an end

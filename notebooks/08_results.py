@@ -45,7 +45,7 @@ from typing import Any
 import numpy as np
 
 from wm_lib import efficiency
-from wm_lib.compare import find_result, find_shipped
+from wm_lib.compare import find_result, overview_of_shipped
 from wm_lib.control.agent import Agent
 from wm_lib.course import films, plots, step_through, widgets
 from wm_lib.course.exercises.results import (
@@ -174,7 +174,7 @@ viewer
 
 # %% [markdown]
 # ## 4. Was the world model worth it?
-# PPO learns from the frames themselves, without V and M. `wm compare --task pong` trains it and our agent in the same environments and
+# PPO learns from the frames themselves, without V and M. `wm compare --task pong` trains it and our agent on the same games and
 # measures both in the same way while they learn, several seeds of each. What is counted are *real* decisions, those that V and M
 # learned from included, and CPU time. PPO is stopped at three times our decisions: where it has not arrived by then, the ratio is
 # *at least* what the table says. Hours are spent on it, so this notebook only shows what is there.
@@ -183,7 +183,7 @@ viewer
 # more CPU time?
 
 # %%
-print(efficiency.overview(find_shipped(project_root())))
+print(overview_of_shipped(project_root()))
 
 # %%
 comparison = find_result(task, budget, run_dir)

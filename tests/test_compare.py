@@ -204,7 +204,7 @@ def test_both_are_measured_on_the_way_and_at_the_end(whole: Path) -> None:
         assert all(a.cpu_seconds < b.cpu_seconds for a, b in zip(own, own[1:-1], strict=False))
         assert own[0].cpu_seconds > 0 and own[0].interruptions == own[-1].interruptions == 0
     result = json.loads((whole / "compare" / "breakout" / "comparison.json").read_text())
-    again = summarise(rows, TASK.target)
+    again = summarise(rows, TASK.target, result["config"]["collect"]["num_steps"])
     assert {name: result[name] for name in again} == again
     assert result["levels"]["1.0"]["ratio"] is None  # neither learned anything
     assert (whole / "compare" / "breakout" / "comparison.png").stat().st_size > 5000
@@ -262,15 +262,31 @@ def test_what_is_finished_is_neither_trained_nor_measured_again(
     assert read_rows(shipped.with_suffix(".csv"), Row) == before
     assert compare.redraw(whole / "elsewhere" / "breakout") == json.loads(shipped.with_suffix(".json").read_text())
     table = report.table_in((whole / "README.md").read_text(), "comparison")
-    assert table == efficiency.overview([json.loads(result)]) == efficiency.overview(compare.find_shipped(whole))
+    assert table == efficiency.overview([json.loads(result)]) == compare.overview_of_shipped(whole)
+    assert shipped.with_suffix(".png").read_bytes() == (root / "comparison.png").read_bytes()
     assert "--run-dir" not in json.loads(result)["command"]
     assert compare.find_result("breakout", "smoke", whole / "nowhere") == json.loads(result)
     assert compare.find_result("pong", "smoke", whole / "nowhere") is None
+    # What was drawn from published rows is no result of its own.
+    copied = compare.folder_of("breakout", "smoke", whole / "elsewhere")
+    assert compare.redraw(copied) and compare.find_result("breakout", "smoke", whole / "elsewhere") == json.loads(
+        result
+    )
+    with pytest.raises(StageError, match="has no rows of its own to publish"):
+        compare.publish(copied, whole)
 
 
 def test_other_settings_are_not_mixed_in(whole: Path) -> None:
     with pytest.raises(UsageError, match="holds a comparison with another config; give another --run-dir"):
         run(whole, Cheap(), vae=TINY["vae"] | {"beta": 0.5})
+
+
+def test_two_at_once_are_not_let_in(tmp_path: Path) -> None:
+    folder = compare.folder_of("breakout", "smoke", tmp_path / "run")
+    folder.mkdir(parents=True)
+    with compare.take_lock(folder / "compare.lock"), pytest.raises(UsageError, match="another wm compare is at work"):
+        run(tmp_path / "run", Cheap(die_at=1))
+    assert [path.name for path in folder.iterdir()] == ["compare.lock"]
 
 
 def test_ppo_stops_at_the_target(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -81,14 +81,34 @@ def test_levels_of_straight_lines_in_closed_form() -> None:
 
 
 def test_how_long_ppo_takes_to_our_score_at_100_000_decisions() -> None:
-    level = summarise(planted(our_end=140_000, ppo_end=500_000), TARGET)["as_ours"]
-    way = np.mean(OURS) * 100_000
+    level = summarise(planted(our_end=140_000, our_ceiling=0.0, ppo_end=500_000), TARGET)["as_ours"]
+    by_seed = [min(0.0, RANDOM + slope * 100_000) for slope in OURS]
+    way = np.mean(by_seed) - RANDOM
     assert level["score"] == pytest.approx(RANDOM + way)
+    assert level["ours_steps"] == 100_000 and level["ours_reached"] == 3
     assert level["ppo_steps"] == pytest.approx(np.mean([way / slope for slope in PPO]))
-    assert level["ratio"] == pytest.approx(level["ppo_steps"] / level["ours_steps"])
+    assert level["ratio"] == pytest.approx(level["ppo_steps"] / 100_000)
+    assert level["ci95"][0] < level["ratio"] < level["ci95"][1]
     bound = summarise(planted(our_end=240_000, ceiling=-15), TARGET)["as_ours"]
-    assert bound["lower_bound"] and bound["ppo_steps"] == 240_000
+    assert bound["lower_bound"] and bound["ppo_steps"] == 240_000 and bound["ci95"] == [None, None]
     assert summarise(planted(), TARGET)["as_ours"] is None  # shorter
+
+
+def test_nobody_is_asked_for_more_than_the_target_and_no_better_than_random_is_0() -> None:
+    assert summarise(planted(our_end=140_000, ppo_end=500_000), TARGET)["as_ours"]["score"] == TARGET  # of 46
+    found = summarise(planted(our_end=140_000, our_ceiling=RANDOM - 1), TARGET) | {"task": "pong"}
+    assert found["as_ours"]["ratio"] == 0 and not found["as_ours"]["lower_bound"]
+    assert "| 0.00" in efficiency.overview([found])
+
+
+def test_while_data_is_collected_our_agent_is_random_play() -> None:
+    found = summarise(planted(), TARGET, collected=6000)
+    ours, ppo = found["curves"]["ours"][0], found["curves"]["ppo"][0]
+    assert ours["decisions"][:3] == [0, 6000, 7000] and ppo["decisions"][:2] == [0, 7000]
+    assert ours["score"][:2] == [RANDOM, RANDOM] and ours["cpu_seconds"][:2] == [0, 0]
+    early = RANDOM + 0.7 * OURS[0] * 7000
+    curve = Curve(*(np.array(ours[name]) for name in ("decisions", "score", "cpu_seconds")))
+    assert curve.crossing(early) == pytest.approx(6700)
 
 
 def test_ppo_that_never_arrives_gives_a_lower_bound() -> None:
@@ -104,13 +124,13 @@ def test_ppo_that_never_arrives_gives_a_lower_bound() -> None:
 
 def test_one_seed_that_stops_short_is_enough_for_a_lower_bound() -> None:
     level = summarise(planted(ppo_end=150_000), TARGET)["levels"]["1.0"]  # seed 1 would take 200,000, seed 2 160,000
-    assert level["lower_bound"] and level["ppo_reached"] == 1
+    assert level["lower_bound"] and level["ppo_reached"] == 1 and level["ci95"] == [None, None]
     assert level["ppo_steps"] == pytest.approx((100_000 + 150_000 + 150_000) / 3)
 
 
 def test_if_ours_never_arrives_it_is_an_upper_bound_and_if_neither_does_nothing() -> None:
     level = summarise(planted(our_ceiling=5), TARGET)["levels"]["0.75"]
-    assert level["upper_bound"] and not level["lower_bound"]
+    assert level["upper_bound"] and not level["lower_bound"] and level["ci95"] == [None, None]
     assert level["ours_steps"] == 80_000
     level = summarise(planted(our_ceiling=5, ceiling=5), TARGET)["levels"]["0.75"]
     assert level["ratio"] is None and level["ci95"] == [None, None]
@@ -151,6 +171,8 @@ def test_of_one_seed_the_interval_is_that_of_its_episodes() -> None:
     last = next(each for each in rows if (each.agent, each.kind) == ("ours", "final"))
     assert found["final"]["ours"]["ci95"] == [last.ci_low, last.ci_high]
     assert found["levels"]["0.5"]["ci95"] == [None, None]
+    small = found["at_100k"]["ppo"]  # the nearest measurement is at 98,000, its interval two points wide
+    assert small["ci95"] == pytest.approx([small["mean"] - 1, small["mean"] + 1])
 
 
 def test_a_seed_counts_when_both_are_through() -> None:
@@ -228,6 +250,10 @@ def test_the_tables_say_what_is_a_bound_and_what_others_published() -> None:
     (zoo,) = [line for line in lines if "PPO (zoo) (published)" in line]
     assert zoo.index("21.0") < zoo.index("10,000,000")
     assert [line for line in efficiency.published_table(others).splitlines()[2:] if "(published)" not in line] == []
+    shown = efficiency.overview([found | {"task": "pong"}], [entry | {"task": "pong"} for entry in others])
+    *_, head, _, last = shown.splitlines()
+    assert head.split("|")[1:3] == [" published, at 100,000 decisions ", " SimPLe "] and "zoo" not in head
+    assert [cell.strip() for cell in last.split("|")[1:3]] == ["pong", "12.8"]
 
 
 def test_the_overview_has_a_line_for_each_task_with_its_seeds_and_a_ratio_under_1_as_plainly() -> None:
@@ -240,7 +266,7 @@ def test_the_overview_has_a_line_for_each_task_with_its_seeds_and_a_ratio_under_
     pong, breakout = lines[2], lines[3]
     assert pong[:2] == ["pong", "3"] and breakout[:2] == ["breakout", "1"]
     ratio = np.mean([1 / slope for slope in OURS]) / np.mean([1 / slope for slope in PPO])
-    assert pong[2].startswith("0.36 [")  # to the ceiling, which a curve reaches between two measurements
+    assert pong[2].startswith("0.") and "[" in pong[2]
     assert pong[3].startswith(f"{ratio:.2f} [") and ratio < 1
     assert pong[4].startswith("at most 0.")
     assert breakout[2:] == ["-", "at least 24.00", "neither", "neither", "neither"]
@@ -259,9 +285,9 @@ def test_the_picture_has_every_seed_the_mean_and_the_lines_of_others() -> None:
         np.testing.assert_allclose(thin[3].get_xdata(), np.array(found["curves"]["ppo"][0][column]) / unit)
         np.testing.assert_allclose(thin[3].get_ydata(), found["curves"]["ppo"][0]["score"])
         labels = [line.get_label() for line in axis.get_lines()]
-        assert {"world model", "PPO from pixels", "target", "random play"} <= set(labels)
+        assert {"world model (seeds: 3)", "PPO from pixels (seeds: 3)", "target", "random play"} <= set(labels)
         assert "PPO (zoo), 10 M decisions (published)" in labels
-    (mean,) = [line for line in drawn.axes[0].get_lines() if line.get_label() == "world model"]
+    (mean,) = [line for line in drawn.axes[0].get_lines() if str(line.get_label()).startswith("world model")]
     np.testing.assert_allclose(mean.get_ydata(), RANDOM + np.mean(OURS) * mean.get_xdata())
 
 
@@ -283,7 +309,7 @@ def test_every_figure_of_a_shipped_comparison_follows_from_its_rows() -> None:
     for path in sorted(set(COMPARISONS.glob("*.json")) - {COMPARISONS / "published.json"}):
         found, rows = checkpoints.read_json(path), read_rows(path.with_suffix(".csv"), Row)
         assert found["task"] == path.stem and found["target"] == TASKS[path.stem].target
-        again = summarise(rows, found["target"])
+        again = summarise(rows, found["target"], found["config"]["collect"]["num_steps"])
         assert {name: found[name] for name in again} == again
         for agent, final in found["final"].items():
             last = {each.seed: each for each in rows if (each.agent, each.kind) == (agent, "final")}

@@ -92,6 +92,9 @@ def test_the_shipped_weights_play_as_the_manifest_says(
 def test_there_is_a_short_film_of_every_shipped_agent(path: Path) -> None:
     film = f"assets/figures/{path.stem}.gif"
     assert 0 < (ROOT / film).stat().st_size < 2e6 and film in (ROOT / "README.md").read_text(encoding="utf-8")
+    asleep = f"assets/figures/{path.stem}-dream.gif"
+    shown = (ROOT / "notebooks" / "06_dream.py").read_text(encoding="utf-8")
+    assert 0 < (ROOT / asleep).stat().st_size < 2e6 and asleep in shown
 
 
 def test_the_shipped_v_of_breakout_sees_the_ball_beside_the_paddle() -> None:
@@ -192,7 +195,7 @@ def test_a_published_world_model_can_be_shown_and_beats_simpler_ones(path: Path)
     found = checkpoints.read_json(path)
     assert found["task"] == path.stem and found["schema"] == 1
     text = examine.tables(found)
-    assert "velocity" in text and "one Gaussian" in text
+    assert "change of" in text and "one Gaussian" in text
     memory = found["memory"]
     assert memory["nll"] < min(memory[f"{rival}_nll"] for rival in ("copy_last", "linear", "single_gaussian"))
     for kinds in found["eyes"]["probes"].values():

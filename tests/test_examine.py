@@ -43,7 +43,8 @@ def test_it_says_all_there_is_to_say(run, found):
     assert found["task"] == "breakout" and found["schema"] == 1
     assert set(found["eyes"]["probes"]) == set(found["memory"]["position_drift"]) == {"random", "agent"}
     for kinds in found["eyes"]["probes"].values():
-        assert set(kinds) == {"linear", "mlp", "velocity", "velocity from h"}
+        velocities = {name + suffix for name in ("velocity", "velocity from h") for suffix in ("", " mlp")}
+        assert set(kinds) == {"linear", "mlp"} | velocities
         assert set(kinds["mlp"]) == {"ball_x", "ball_y", "paddle_x"}
     assert found["eyes"]["num_frames"] == run.rollouts().num_frames
     assert {"nll", "copy_last_nll", "linear_nll", "single_gaussian_nll"} <= found["memory"].keys()
@@ -51,7 +52,16 @@ def test_it_says_all_there_is_to_say(run, found):
     assert set(steps) == {"1", "5", "15"}  # no episode goes on for 50
     assert found["dream"]["horizon"] == 32
     text = examine.tables(found)
-    for word in ("paddle_x", "one Gaussian", "rank correlation", "V at best", "velocity from h", "done: M said"):
+    words = (
+        "paddle_x",
+        "one Gaussian",
+        "rank correlation",
+        "V of the real frame",
+        "change of ball_x",
+        "done: M said",
+        "±",
+    )
+    for word in words:
         assert word in text
 
 
@@ -91,29 +101,31 @@ def test_without_an_agent_random_play_alone_is_probed(run, tmp_path):
         examine.examine(Pipeline.open("pong", "smoke", tmp_path / "run", 0, file))
 
 
-def test_the_command_prints_and_publishes(run, found, tmp_path, monkeypatch, capsys):
+def test_the_command_prints_and_publishes_what_a_full_run_showed(run, found, tmp_path, monkeypatch, capsys):
     (tmp_path / "pyproject.toml").touch()
     monkeypatch.chdir(tmp_path)
     file = write_config(tmp_path / "run.yaml", **SETTINGS)
-    arguments = [
-        "--task",
-        "breakout",
-        "--budget",
-        "smoke",
-        "--run-dir",
-        str(run.directory.parent),
-        "--config",
-        str(file),
-    ]
-    assert cli.main(["report", *arguments, "--publish", "--json", "out.json"]) == 0
-    assert capsys.readouterr().out == examine.tables(found) + "\n"
-    assert json.loads(Path("out.json").read_text()) == found
-    assert (
-        checkpoints.read_json(tmp_path / "assets/manifests/world-models/breakout.json")
-        == found
-        == examine.shipped("breakout")
-    )
+    command = f"report --task breakout --run-dir {run.directory.parent} --config {file} --publish --json out.json"
+    assert cli.main([*command.split(), "--budget", "smoke"]) == 2
+    assert "only a full run" in capsys.readouterr().err and examine.shipped("breakout") is None
+
+    path = run.directory / "examination.json"
+    whole = path.read_text()
+    path.write_text(whole.replace("--budget smoke", "--budget full"))
+    assert cli.main([*command.split(), "--budget", "full", "--rounds", "1"]) == 0
+    path.write_text(whole)
+    full = found | {"command": found["command"].replace("smoke", "full")}
+    assert capsys.readouterr().out == examine.tables(full) + "\n"
+    assert json.loads(Path("out.json").read_text()) == full == examine.shipped("breakout")
     assert examine.shipped("pong") is None
+
+
+def test_h_is_asked_for_what_it_has_read(run):
+    """An h that holds the frame before, from which it was made: it knows each frame one decision later."""
+    episode = np.array([[0, 0, 0, 1, 1]])
+    h = np.array([[[0.0], [10], [11], [0], [20]]])  # after frames 10, 11, 12; 20, 21
+    after, read = examine._having_read(h, episode)
+    assert after[read].tolist() == [10, 11, 20] and read[0, :, 0].tolist() == [True, True, False, True, False]
 
 
 class Drifting:

@@ -174,12 +174,16 @@ def mdn_rnn_train(task: Task, config: Config, seed: int, stack: ExitStack) -> Pa
     plain = nn.ModuleList([lstm, head])
     plain_adam = torch.optim.Adam(plain.parameters(), lr=LEARNING_RATE)
     cached = {name: torch.from_numpy(values) for name, values in latents.items()}
+    loading, whole = [], []  # seconds
 
     def ours() -> int:
+        start = time.perf_counter()
         batch = stream.batch(stream.windows(sizes.batch_size, length, rng), rng)
+        loading.append(time.perf_counter() - start)
         with training.fast_autocast():
             losses = mdn_rnn.mdn_rnn_losses(net, batch)
         _descend(mdn_rnn.total_loss(losses, z_dim), adam, mdn_rnn.MAX_GRAD_NORM)
+        whole.append(time.perf_counter() - start)
         return int((~batch.border).sum())
 
     def reference() -> int:
@@ -195,8 +199,11 @@ def mdn_rnn_train(task: Task, config: Config, seed: int, stack: ExitStack) -> Pa
         _descend(nll / z_dim + reward_loss + done_loss, plain_adam)
         return now.numel()
 
-    detail = f"{precision}, batch {sizes.batch_size} x {length}, {_sizes(net, plain)}"
-    return Pair("steps/s", ours, reference, lambda: detail)
+    def detail() -> str:
+        sizes_told = f"batch {sizes.batch_size} x {length}, {_sizes(net, plain)}"
+        return f"{precision}, {sizes_told}, {_share(loading, whole)}"
+
+    return Pair("steps/s", ours, reference, detail)
 
 
 def widget_redraw(task: Task, config: Config, seed: int, stack: ExitStack) -> Pair:

@@ -254,7 +254,7 @@ def _world_model(args: argparse.Namespace) -> None:
     args.force = True  # nothing is built on what is only looked at
     found = examine.examine(_open(args))
     if args.publish:
-        checkpoints.write_json(examine.shipped_path(project_root(), found["task"]), found)
+        examine.publish(found, project_root())
     print(examine.tables(found))
     _report(args, found)
 

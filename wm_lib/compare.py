@@ -1,6 +1,7 @@
 """How many real decisions does a world model save? Our agent and PPO from pixels, measured alike while they learn.
 
-Both play in the same environments and see the same frames. After every so many real decisions they are measured by the
+Both see the same frames of the same games; PPO learns on the fast path, where there is one, as our C does unless
+`collect.gymnasium_fraction` says otherwise. After every so many real decisions they are measured by the
 protocol of `wm_lib.evaluation`, in Gymnasium's own environment; measuring costs neither decisions nor time. Its seeds
 are not those of final scores, so that PPO is not stopped by luck on the very games that it is judged by. What is
 measured becomes a row of `curves.csv` and is not measured again; `wm_lib.efficiency` computes all figures from these.
@@ -16,14 +17,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-from wm_lib import checkpoints, provenance
+from wm_lib import checkpoints, pipeline, provenance
+from wm_lib.child import take_lock
 from wm_lib.config import resolve_budget
 from wm_lib.control.controller import Controller
 from wm_lib.efficiency import Row, figure, overview, summarise
 from wm_lib.errors import StageError, UsageError
 from wm_lib.evaluation import Player, agent_maker, evaluate, random_maker
 from wm_lib.events import Progress
-from wm_lib.folders import keep_settings, project_root, resolve_run_dir
+from wm_lib.folders import in_project, keep_settings, project_root, resolve_run_dir
 from wm_lib.pipeline import Pipeline
 from wm_lib.report import published, put_table
 from wm_lib.rows import append_row, read_rows
@@ -37,7 +39,7 @@ if TYPE_CHECKING:
 VERSION = 1  # raise it when the rows mean something else
 FIRST_SEED = 20_000  # of the games played while learning; final scores have evaluation.seed, 10,000
 CURVES, RESULT, SETTINGS, PICTURE = "curves.csv", "comparison.json", "settings.json", "comparison.png"
-_SAME = ("version", "task", "rounds", "config")  # must not change within a comparison
+_SAME = ("version", "pipeline", "task", "rounds", "config")  # must not change within a comparison
 _KEPT = ("task", "target", "rounds", "config", "machine", "versions", "commit", "command")  # of settings.json
 
 
@@ -64,7 +66,7 @@ def compare(
 
     Raises:
         StageError: A stage or a gate failed.
-        UsageError: A bad argument, or the folder holds a comparison with other settings.
+        UsageError: A bad argument, or the folder holds a comparison with other settings, or one that is going on.
     """
     if not seeds:
         raise UsageError("--seeds must be at least 1")
@@ -72,13 +74,17 @@ def compare(
         check_seed(seed)
     root = folder_of(task, budget, run_dir)
     runs = [Pipeline.open(task, budget, root / f"ours-{s}", s, config_file, force, rounds) for s in seeds]
-    _keep_settings(root, runs[0], budget, seeds, config_file)
-    _measure_random(root, runs[0])
-    for run in runs:
-        ours = Judge.of(run, root, "ours")
-        limit = round(run.config.compare.max_factor * train_ours(run, ours))
-        train_ppo(run, Judge.of(run, root, "ppo"), limit)
-        found = redraw(root)
+    root.mkdir(parents=True, exist_ok=True)
+    if (lock := take_lock(root / "compare.lock")) is None:
+        raise UsageError(f"another wm compare is at work in {root}; wait for it, or give another --run-dir")
+    with lock:
+        _keep_settings(root, runs[0], budget, seeds, config_file)
+        _measure_random(root, runs[0])
+        for run in runs:
+            ours = Judge.of(run, root, "ours")
+            limit = round(run.config.compare.max_factor * train_ours(run, ours))
+            train_ppo(run, Judge.of(run, root, "ppo"), limit)
+            found = redraw(root)
     return found
 
 
@@ -100,7 +106,8 @@ def redraw(root: Path) -> dict[str, Any]:
     if not rows:
         raise StageError(f"nothing measured in {root} yet; type: wm compare --task {root.name}")
     made = checkpoints.read_json(settings)
-    found = {"schema": 1} | {key: made[key] for key in _KEPT} | summarise(rows, made["target"])
+    figures = summarise(rows, made["target"], made["config"]["collect"]["num_steps"])
+    found = {"schema": 1} | {key: made[key] for key in _KEPT} | figures
     checkpoints.write_json(root / RESULT, found)
     figure(found, published(project_root(), found["task"])).savefig(root / PICTURE, dpi=120)
     for agent, seed in {(row.agent, row.seed) for row in rows if row.kind == "curve"}:
@@ -114,11 +121,23 @@ def shipped_path(root: Path, task: str) -> Path:
 
 
 def publish(folder: Path, root: Path) -> None:
-    """Copy rows and result of a comparison to `assets/manifests/compare`, and put the table of all into README.md."""
+    """Copy rows and result of a comparison to `assets/manifests/compare`, and put the table of all into README.md.
+
+    Raises:
+        StageError: There are no rows.
+    """
     path = shipped_path(root, folder.name)
+    if not (folder / CURVES).exists():
+        raise StageError(f"{folder} has no rows of its own to publish; type: wm compare --task {folder.name}")
     checkpoints.write_json(path, checkpoints.read_json(folder / RESULT))
     shutil.copyfile(folder / CURVES, path.with_suffix(".csv"))
-    put_table(root / "README.md", "comparison", overview(find_shipped(root)))
+    shutil.copyfile(folder / PICTURE, path.with_suffix(".png"))
+    put_table(root / "README.md", "comparison", overview_of_shipped(root))
+
+
+def overview_of_shipped(root: Path) -> str:
+    """The published results of the repository `root` as tables, beside what others report."""
+    return overview(find_shipped(root), [entry for task in TASKS for entry in published(root, task)])
 
 
 def find_shipped(root: Path) -> list[dict[str, Any]]:
@@ -129,10 +148,10 @@ def find_shipped(root: Path) -> list[dict[str, Any]]:
 
 def find_result(task: str, budget: str = "auto", run_dir: str | Path = "auto") -> dict[str, Any] | None:
     """The result of this run, else the published one, else None."""
-    for path in (folder_of(task, budget, run_dir) / RESULT, shipped_path(project_root(), get_task(task).name)):
-        if path.exists():
-            return checkpoints.read_json(path)
-    return None
+    own, shipped = folder_of(task, budget, run_dir), shipped_path(project_root(), get_task(task).name)
+    if (own / RESULT).exists() and (own / CURVES).exists():  # else it is drawn from what was published then
+        return checkpoints.read_json(own / RESULT)
+    return checkpoints.read_json(shipped) if shipped.exists() else None
 
 
 class Stopwatch:
@@ -313,10 +332,11 @@ def _keep_settings(
     command = f"wm compare --task {run.task.name} --budget {resolve_budget(budget)} --rounds {run.round}"
     command += f" --seeds {len(seeds)}" + (f" --seed {seeds[0]}" if seeds[0] else "")
     if config_file is not None:
-        command += f" --config {Path(config_file).name}"
+        command += f" --config {in_project(config_file)}"
     made = {
         "schema": 1,
         "version": VERSION,
+        "pipeline": pipeline.VERSION,
         "task": run.task.name,
         "target": run.task.target,
         "rounds": run.round,

@@ -56,7 +56,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Curve:
-    """How one training went: numbers (n,) by measurement; the first is random play, before any decision."""
+    """How one training went: numbers (n,) by measurement; it begins with random play, before any decision."""
 
     decisions: np.ndarray
     score: np.ndarray
@@ -78,24 +78,33 @@ class Curve:
         return None if decisions > self.decisions[-1] else float(np.interp(decisions, self.decisions, self.score))
 
 
-def curves_of(rows: Sequence[Row], agent: str) -> dict[int, Curve]:
-    """The curve of each seed."""
+def curves_of(rows: Sequence[Row], agent: str, collected: int = 0) -> dict[int, Curve]:
+    """The curve of each seed.
+
+    It is random play until the `collected` decisions of random play are made from which V and M learn.
+    """
     start = _random(rows).score
+    begin = [(0, start, 0.0), (collected, start, 0.0)][: 1 + bool(collected)]
     found = {}
     for seed in sorted({row.seed for row in rows if row.agent == agent}):
         own = [row for row in rows if (row.agent, row.seed, row.kind) == (agent, seed, "curve")]
         own.sort(key=lambda row: row.decisions)
-        points = [(0, start, 0.0), *((row.decisions, row.score, row.cpu_seconds) for row in own)]
+        points = [*begin, *((row.decisions, row.score, row.cpu_seconds) for row in own)]
         found[seed] = Curve(*np.array(points, float).T)
     return found
 
 
-def summarise(rows: Sequence[Row], target: float) -> dict[str, Any]:
+def summarise(rows: Sequence[Row], target: float, collected: int = 0) -> dict[str, Any]:
     """All figures of a comparison, of the seeds for which both agents are through.
+
+    Args:
+        rows: What was measured.
+        target: Mean return that is wanted.
+        collected: Decisions of random play with which each of our trainings began.
 
     Returns:
         `seeds`; `random_score`; `levels`, by the share of the way from random play to the target; `at_100k` and
-        `final`, by agent; `as_ours`, the level that is our score at 100,000 decisions; `curves`, by agent, of all
+        `final`, by agent; `as_ours`, how long PPO takes to our score at 100,000 decisions; `curves`, by agent, of all
         seeds. docs/formats.md says what each holds.
 
     Raises:
@@ -106,9 +115,9 @@ def summarise(rows: Sequence[Row], target: float) -> dict[str, Any]:
     seeds = sorted({seed for _, seed in last if all((agent, seed) in last for agent in AGENTS)})
     if not seeds:
         raise StageError("no seed of the comparison is through yet; go on with the same wm compare command")
-    curves = {agent: curves_of(rows, agent) for agent in AGENTS}
+    curves = {"ours": curves_of(rows, "ours", collected), "ppo": curves_of(rows, "ppo")}
     through = {agent: [curves[agent][seed] for seed in seeds] for agent in AGENTS}
-    small = {agent: _over_seeds([curve.at(SMALL) for curve in through[agent]], seeds) for agent in AGENTS}
+    small = {agent: _small(rows, agent, through[agent], seeds) for agent in AGENTS}
     return {
         "seeds": seeds,
         "random_score": {"mean": random.score, "ci95": [random.ci_low, random.ci_high], "episodes": random.episodes},
@@ -116,7 +125,7 @@ def summarise(rows: Sequence[Row], target: float) -> dict[str, Any]:
             str(share): _level(through, random.score + share * (target - random.score)) for share in LEVELS
         },
         "at_100k": small,
-        "as_ours": _level(through, small["ours"]["mean"]) if small["ours"] else None,
+        "as_ours": _as_ours(through["ppo"], min(small["ours"]["mean"], target)) if small["ours"] else None,
         "final": {agent: _final([last[agent, seed] for seed in seeds]) for agent in AGENTS},
         "curves": {
             agent: [{"seed": seed} | {name: values.tolist() for name, values in vars(curve).items()}
@@ -134,24 +143,38 @@ def _random(rows: Sequence[Row]) -> Row:
 
 
 def _level(through: Mapping[str, Sequence[Curve]], score: float) -> dict[str, Any]:
-    """Decisions to a score, and their ratio; an agent that did not get there counts with all that it played."""
+    """Decisions to a score, and their ratio."""
     steps, reached = {}, {}
     for agent, curves in through.items():
-        crossings = [curve.crossing(score) for curve in curves]
-        reached[agent] = sum(crossing is not None for crossing in crossings)
-        pairs = zip(curves, crossings, strict=True)
-        steps[agent] = [curve.decisions[-1] if at is None else at for curve, at in pairs]
-    missed = {agent: reached[agent] < len(curves) for agent, curves in through.items()}
+        steps[agent], reached[agent] = _steps_to(score, curves)
+    return _ratio_of(steps, reached) | {"score": score}
+
+
+def _as_ours(ppo: Sequence[Curve], score: float) -> dict[str, Any]:
+    """The same for the score that ours has after `SMALL` decisions: how many PPO takes to it."""
+    steps, reached = _steps_to(score, ppo)
+    return _ratio_of({"ours": [SMALL] * len(ppo), "ppo": steps}, {"ours": len(ppo), "ppo": reached}) | {"score": score}
+
+
+def _steps_to(score: float, curves: Sequence[Curve]) -> tuple[list[float], int]:
+    """Decisions of each curve to a score, all that it played where it did not get there; and how many did."""
+    crossings = [curve.crossing(score) for curve in curves]
+    steps = [curve.decisions[-1] if at is None else at for curve, at in zip(curves, crossings, strict=True)]
+    return steps, sum(at is not None for at in crossings)
+
+
+def _ratio_of(steps: Mapping[str, Sequence[float]], reached: Mapping[str, int]) -> dict[str, Any]:
+    missed = {agent: reached[agent] < len(steps[agent]) for agent in steps}
     both = missed["ours"] and missed["ppo"]  # then nothing can be said
     ours, ppo = (float(np.mean(steps[agent])) for agent in ("ours", "ppo"))
+    bound = missed["ours"] or missed["ppo"]  # of which an interval of seeds that stopped says nothing
     return {
-        "score": score,
         "ours_steps": ours,
         "ppo_steps": ppo,
         "ours_reached": reached["ours"],
         "ppo_reached": reached["ppo"],
         "ratio": None if both else ppo / ours,
-        "ci95": [None, None] if both else ratio_interval(steps["ppo"], steps["ours"]),
+        "ci95": [None, None] if bound else ratio_interval(steps["ppo"], steps["ours"]),
         "lower_bound": missed["ppo"] and not both,
         "upper_bound": missed["ours"] and not both,
     }
@@ -168,6 +191,16 @@ def ratio_interval(above: Sequence[float], below: Sequence[float]) -> list[float
     means = [rng.choice(np.asarray(values, float), (RESAMPLES, len(values))).mean(1) for values in (above, below)]
     low, high = np.percentile(means[0] / means[1], (2.5, 97.5))
     return [float(low), float(high)]
+
+
+def _small(rows: Sequence[Row], agent: str, curves: Sequence[Curve], seeds: Sequence[int]) -> dict[str, Any] | None:
+    """Score after `SMALL` decisions, over seeds; of a single one over the episodes of the nearest measurement."""
+    found = _over_seeds([curve.at(SMALL) for curve in curves], seeds)
+    if found and len(seeds) == 1:
+        own = [row for row in rows if (row.agent, row.seed, row.kind) == (agent, seeds[0], "curve")]
+        nearest = min(own, key=lambda row: abs(row.decisions - SMALL))
+        found["ci95"] = [found["mean"] + bound - nearest.score for bound in (nearest.ci_low, nearest.ci_high)]
+    return found
 
 
 def _over_seeds(values: Sequence[float | None], seeds: Sequence[int]) -> dict[str, Any] | None:
@@ -191,7 +224,7 @@ def _final(rows: Sequence[Row]) -> dict[str, Any]:
 def tables(found: Mapping[str, Any], others: Sequence[Mapping[str, Any]] = ()) -> str:
     """The comparison as two Markdown tables; `others` are entries of `report.published`, labelled as such."""
     seeds = len(found["seeds"])
-    steps = [("way to the target", "score", *(f"{name}, decisions" for name in AGENTS.values()), "PPO / ours")]
+    steps = [("way to the target", "score", "seeds", *(f"{name}, decisions" for name in AGENTS.values()), "PPO / ours")]
     levels = {f"{float(share):.0%}": level for share, level in found["levels"].items()}
     if found["as_ours"]:
         levels |= {AS_OURS: found["as_ours"]}
@@ -201,7 +234,7 @@ def tables(found: Mapping[str, Any], others: Sequence[Mapping[str, Any]] = ()) -
             missing = seeds - level[f"{agent}_reached"]
             not_all = f" ({missing} of {seeds} seeds never)" if missing else ""
             cells.append(f"{level[f'{agent}_steps']:,.0f}{not_all}")
-        steps.append((name, f"{level['score']:.1f}", *cells, _ratio(level)))
+        steps.append((name, f"{level['score']:.1f}", str(seeds), *cells, _ratio(level)))
     scores = [_SCORES, *_score_rows(found)]
     return f"{aligned(steps)}\n\n{aligned([*scores, *_published_rows(others)])}"
 
@@ -211,8 +244,9 @@ def published_table(others: Sequence[Mapping[str, Any]]) -> str:
     return aligned([_SCORES, *_published_rows(others)])
 
 
-def overview(results: Sequence[Mapping[str, Any]]) -> str:
-    """Several tasks' comparisons as two Markdown tables: the ratios of decisions, and the scores."""
+def overview(results: Sequence[Mapping[str, Any]], others: Sequence[Mapping[str, Any]] = ()) -> str:
+    """Several tasks' comparisons as Markdown tables: the ratios of decisions, the scores, and what others report of as
+    few decisions, see `report.published`."""
     if not results:
         return "No task has been compared yet; to do it (hours): `wm compare --task pong --publish`"
     ratios = [("PPO / ours, decisions", "seeds", AS_OURS, *(f"{share:.0%} of the way" for share in LEVELS))]
@@ -221,7 +255,16 @@ def overview(results: Sequence[Mapping[str, Any]]) -> str:
         levels = [found["as_ours"], *(found["levels"][str(share)] for share in LEVELS)]
         ratios.append((found["task"], str(len(found["seeds"])), *map(_ratio, levels)))
         scores += [(found["task"], *cells) for cells in _score_rows(found)]
-    return f"{aligned(ratios)}\n\n{aligned(scores)}"
+    small = {}
+    for entry in others:
+        if entry["decisions"] == SMALL:
+            small.setdefault(entry["agent"], {})[entry["task"]] = f"{entry['score']:.1f}"
+    tasks = [found["task"] for found in results if any(found["task"] in scores for scores in small.values())]
+    rows = [(task, *(scores.get(task, "-") for scores in small.values())) for task in tasks]
+    parts = [ratios, scores]
+    if rows:
+        parts.append([(f"published, at {SMALL:,} decisions", *small), *rows])
+    return "\n\n".join(map(aligned, parts))
 
 
 _SCORES = ("agent", "seeds", "at 100,000 decisions", "final score", "decisions", "hours", "CPU hours")
@@ -237,7 +280,7 @@ def _score_rows(found: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
 
 def _published_rows(others: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, ...]]:
     for entry in others:
-        score, seeds = f"{entry['score']:.1f}", str(len(entry["by_seed"])) if "by_seed" in entry else "-"
+        score, seeds = f"{entry['score']:.1f}", str(entry.get("seeds", len(entry.get("by_seed", ())) or "-"))
         early, final = (score, "-") if entry["decisions"] == SMALL else ("-", score)
         yield f"{entry['agent']} (published)", seeds, early, final, f"{entry['decisions']:,}", "-", "-"
 
@@ -262,7 +305,9 @@ def figure(found: Mapping[str, Any], others: Sequence[Mapping[str, Any]] = ()) -
     panels = {}
     for title, column, unit in (("real decisions", "decisions", 1), ("CPU hours", "cpu_seconds", 3600)):
         panels[title] = {
-            AGENTS[agent]: [(np.array(curve[column]) / unit, np.array(curve["score"])) for curve in curves]
+            f"{AGENTS[agent]} (seeds: {len(curves)})": [
+                (np.array(curve[column]) / unit, np.array(curve["score"])) for curve in curves
+            ]
             for agent, curves in found["curves"].items()
         }
     lines = {"target": found["target"], "random play": found["random_score"]["mean"]}

@@ -13,17 +13,17 @@ import numpy as np
 
 from wm_lib import checkpoints, drift, probes, provenance, rollouts
 from wm_lib.control.agent import Agent
-from wm_lib.errors import StageError
+from wm_lib.errors import StageError, UsageError
 from wm_lib.events import read_scalars
 from wm_lib.folders import open_stage, project_root
-from wm_lib.report import aligned
-from wm_lib.worlds.truth import frame_names, names
+from wm_lib.report import aligned, anywhere
+from wm_lib.worlds.truth import frame_names, names, unit
 
 if TYPE_CHECKING:
     from wm_lib.models.neural import NeuralWorldModel
     from wm_lib.pipeline import Pipeline
 
-VERSION = 1  # raise it when what is measured changes
+VERSION = 2  # raise it when what is measured changes
 Truth = dict[str, np.ndarray]
 
 
@@ -63,6 +63,8 @@ def examine(run: Pipeline) -> dict[str, Any]:
         "memory": memory(run, truths),
         "dream": dream,
         "config": run.config.to_dict(),
+        "command": anywhere(f"wm report {run.arguments}"),
+        "failed_gates": run.failed_gates(),
         **provenance.stamp(),
     }
     checkpoints.write_json(path, found)
@@ -95,8 +97,9 @@ def eyes(run: Pipeline, truths: dict[str, Truth]) -> dict[str, Any]:
 
     Returns:
         `num_params`, `num_frames`, `held_out_error`, `held_out_kl`, `active_units`, `z_dim`; and `probes`, by player:
-        `linear` and `mlp` (from z), `velocity` and `velocity from h` (per decision; linear probes of C's features, and
-        of h alone), see `probes.probe`.
+        `linear` and `mlp`, of z; `velocity` and `velocity mlp`, the changes per decision (of what is a speed, the speed
+        itself) from C's features; `velocity from h` and `velocity from h mlp`, the same from h alone once it has read
+        the frame. See `probes.probe`.
     """
     from wm_lib.models.vae import active_units
 
@@ -111,9 +114,14 @@ def eyes(run: Pipeline, truths: dict[str, Truth]) -> dict[str, Any]:
             for kind in ("linear", "mlp")
         }
         change, known = probes.changes(values, visible, truth["episode"])
-        h = truth["features"][..., -run.config.mdnrnn.rnn_size :]
-        for kind, sees in (("velocity", truth["features"]), ("velocity from h", h)):
-            found[who][kind] = probes.probe(sees, change, known, truth["episode"], shown, seed=run.seed)
+        speeds = [name.endswith("_speed") for name in shown]
+        change[..., speeds], known[..., speeds] = values[..., speeds], visible[..., speeds]
+        h, read = _having_read(truth["features"][..., -run.config.mdnrnn.rnn_size :], truth["episode"])
+        for name, sees, there in (("velocity", truth["features"], known), ("velocity from h", h, known & read)):
+            for kind, suffix in (("linear", ""), ("mlp", " mlp")):
+                found[who][name + suffix] = probes.probe(
+                    sees, change, there, truth["episode"], shown, kind=kind, seed=run.seed
+                )
     return {
         "num_params": run.facts("vae")["facts"]["num_params"],
         "num_frames": mu[..., 0].size,
@@ -122,6 +130,19 @@ def eyes(run: Pipeline, truths: dict[str, Truth]) -> dict[str, Any]:
         "z_dim": mu.shape[-1],
         "probes": found,
     }
+
+
+def _having_read(h: np.ndarray, episode: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """M's memory after it has read the frame of each row, which is that of the next row; and where there is one.
+
+    Args: arrays (num_envs, num_decisions, ...) of `probes.play`.
+
+    Returns:
+        (num_envs, num_decisions, rnn_size), and bool (num_envs, num_decisions, 1).
+    """
+    follows = np.zeros((*episode.shape, 1), bool)
+    follows[:, :-1, 0] = episode[:, 1:] == episode[:, :-1]
+    return np.roll(h, -1, axis=1), follows
 
 
 def memory(run: Pipeline, truths: dict[str, Truth]) -> dict[str, Any]:
@@ -184,7 +205,7 @@ def drift_in_pixels(
 
 
 def drift_of_positions(run: Pipeline, world_model: NeuralWorldModel, truth: Truth) -> dict[str, dict[str, float]]:
-    """Where does the dream think the ball is? Median errors, in pixels, on episodes the probe has not learnt from.
+    """Where does the dream think the ball is? Median errors on episodes the probe has not learnt from, see `unit`.
 
     Returns:
         For each number of steps k and position: `<name>` of the dream, `<name>_copy` of the last real z and
@@ -221,20 +242,32 @@ def tables(found: dict[str, Any]) -> str:
 
 
 def eyes_table(found: dict[str, Any]) -> str:
-    """V: what can be read from z, and from C's features of velocities."""
+    """V: what can be read from z, and of velocities from what C sees and from h; a line beside a small network."""
     seen = found["eyes"]
     text = (
-        f"V of {found['task']}: {seen['num_params']:,} weights, {seen['num_frames']:,} frames; "
+        f"V of {_origin(found)}: {seen['num_params']:,} weights, {seen['num_frames']:,} frames; "
         f"{seen['active_units']} of {seen['z_dim']} latent units active"
     )
-    columns = ("median_error", "p90_error", "mean_baseline_error", "r2")
-    rows = [
-        (who, kind, name, *(_number(result.get(key)) for key in columns))
-        for who, kinds in seen["probes"].items()
-        for kind, results in kinds.items()
-        for name, result in results.items()
-    ]
-    head = ("play", "probe", "quantity", "median error", "nine of ten below", "of the mean", "R²")
+    kinds = {
+        "z": ("linear", "mlp"),
+        "z and h": ("velocity", "velocity mlp"),
+        "h": ("velocity from h", "velocity from h mlp"),
+    }
+    rows = []
+    for who, results in seen["probes"].items():
+        for read_from, (line, network) in kinds.items():
+            for name, by_line in results.get(line, {}).items():
+                by_network = results.get(network, {}).get(name, {})
+                moving = read_from != "z" and not name.endswith("_speed")
+                counted = unit(name) + ("/decision" if moving else "")
+                rows.append(
+                    (who, f"change of {name}" if moving else name, read_from, counted,
+                     *(_number(by_line.get(key)) for key in ("mean_baseline_error", "median_error", "p90_error")),
+                     *(_number(by_network.get(key)) for key in ("median_error", "p90_error")),
+                     _number(by_line.get("r2")), _number(by_network.get("r2")))
+                )  # fmt: skip
+    head = ("play", "quantity", "read from", "counted in", "error of the mean", "of a line", "nine of ten below",
+            "of a network", "nine of ten below", "R² of the line", "of the network")  # fmt: skip
     return text if not rows else f"{text}\n\n{aligned([head, *rows])}"
 
 
@@ -244,7 +277,7 @@ def memory_table(found: dict[str, Any]) -> str:
     rivals = {"copy the last z": "copy_last", "linear": "linear", "one Gaussian": "single_gaussian"}
     surprise = [("M", _number(kept["nll"])), *((name, _number(kept[f"{key}_nll"])) for name, key in rivals.items())]
     parts = [
-        f"M of {found['task']}: {kept['num_steps']:,} held-out steps; "
+        f"M of {_origin(found)}: {kept['num_steps']:,} held-out steps; "
         f"reward: squared error {kept['reward_mse']:.4g}, of the mean {kept['reward_variance']:.4g}; "
         f"end: {kept['done_nll']:.5f} nats a step, of the usual share {kept['done_entropy']:.5f}",
         aligned([("prediction of the next z", "nats a step"), *surprise]),
@@ -254,34 +287,65 @@ def memory_table(found: dict[str, Any]) -> str:
         parts.append(aligned([("steps", f"{name}: M said", "what came"), *groups]))
     figures = ("z", "z_copy", "pixels", "pixels_copy", "pixels_seen")
     rows = [(k, *(_number(row[name]) for name in figures)) for k, row in kept["drift"].items()]
-    parts.append(aligned([("steps alone", "z", "copying", "pixels of 255", "copying", "V at best"), *rows]))
+    head = ("steps alone", "z (root mean square)", "copying", "moving pixels, of 255", "copying", "V of the real frame")
+    parts.append(aligned([head, *rows]))
     for who, by_steps in kept["position_drift"].items():
         rows = [
-            (k, name, *(_number(row.get(name + suffix)) for suffix in ("", "_copy", "_seen")))
+            (k, name, unit(name), *(_number(row.get(name + suffix)) for suffix in ("", "_copy", "_seen")))
             for k, row in by_steps.items()
             for name in row
             if not name.endswith(("_copy", "_seen"))
         ]
-        parts.append(aligned([(f"steps alone ({who})", "where", "the dream", "copying", "V at best"), *rows]))
+        head = (f"steps alone ({who})", "where", "counted in", "the dream", "copying", "V of the real frame")
+        parts.append(aligned([head, *rows]))
     return "\n\n".join(parts)
 
 
 def dream_table(found: dict[str, Any]) -> str:
     """What the agent earns asleep and awake."""
-    asleep = found["dream"]
-    if not asleep:
+    if not found["dream"]:
         return f"no agent of {found['task']} yet to dream with"
-    rows = [("awake", *(_number(asleep[who]["mean"]) for who in ("real", "real_random")), "")]
+    return f"Dreams of {_origin(found)}\n\n{returns_table(found['dream'])}"
+
+
+def returns_table(asleep: dict[str, Any]) -> str:
+    """What `dreams.dream_against_reality` returned; returns with their standard errors."""
+
+    def earned(result: dict[str, float]) -> str:
+        return f"{_number(result['mean'])} ± {_number(result['standard_error'])}"
+
+    rows = [("awake", earned(asleep["real"]), earned(asleep["real_random"]), "")]
     for temperature, result in asleep["dream"].items():
-        figures = (result["mean"], asleep["dream_random"][temperature]["mean"], asleep["rank_correlation"][temperature])
-        rows.append((f"asleep, temperature {temperature}", *map(_number, figures)))
+        correlation = _number(asleep["rank_correlation"][temperature])
+        random = asleep["dream_random"][temperature]
+        rows.append((f"asleep, temperature {temperature}", earned(result), earned(random), correlation))
     return aligned([(f"first {asleep['horizon']} decisions", "agent", "random play", "rank correlation"), *rows])
+
+
+def _origin(found: dict[str, Any]) -> str:
+    """Of which run the figures are, for a table's head."""
+    failed = f"; FAILED: {', '.join(found['failed_gates'])}" if found.get("failed_gates") else ""
+    return f"{found['task']} (rounds: {found['rounds']}, commit {found['commit'][:7]}{failed})"
 
 
 def shipped(task: str) -> dict[str, Any] | None:
     """What a `full` run of this task showed, from `assets/manifests`; None if there is none."""
     path = shipped_path(project_root(), task)
     return checkpoints.read_json(path) if path.exists() else None
+
+
+def publish(found: dict[str, Any], root: Path) -> None:
+    """Put what `examine` returned to `assets/manifests`.
+
+    Raises:
+        UsageError: It is not of a run of budget full that has its C.
+    """
+    if "--budget full" not in found.get("command", "") or not found["dream"]:
+        raise UsageError(
+            f"only a full run with its controller is published, this one is of: {found.get('command', 'before')}; "
+            f"type: wm train --component controller --task {found['task']} --budget full"
+        )
+    checkpoints.write_json(shipped_path(root, found["task"]), found)
 
 
 def shipped_path(root: Path, task: str) -> Path:

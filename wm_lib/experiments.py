@@ -7,7 +7,6 @@ What is measured becomes a row of a CSV and is not measured again.
 from __future__ import annotations
 
 import shutil
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from wm_lib import provenance
+from wm_lib.compare import Stopwatch
 from wm_lib.control.controller import Controller
 from wm_lib.errors import UsageError
 from wm_lib.evaluation import agent_maker, evaluate, random_maker
@@ -177,10 +177,9 @@ def _measured(run: Pipeline, name: str) -> Row:
         make_agent = random_maker(run.task)
     else:
         varied = with_changes(run, VARIANTS[name])
-        directory.mkdir(parents=True, exist_ok=True)
-        began = time.perf_counter()
-        facts = train_controller(varied, _world_model(varied, VARIANTS[name], bf16=True), directory)
-        minutes = (time.perf_counter() - began) / 60
+        with Stopwatch(directory / "clock.json") as clock:
+            facts = train_controller(varied, _world_model(varied, VARIANTS[name], bf16=True), directory)
+        minutes = clock.wall / 60
         controller = Controller.load(directory / "controller.safetensors")
         make_agent = agent_maker(run.task, _world_model(varied, VARIANTS[name]), controller)
     episodes = max(2, evaluation.episodes)  # one has no interval

@@ -26,6 +26,12 @@ def project_root() -> Path:
     return next((folder for folder in (here, *here.parents) if (folder / "pyproject.toml").exists()), here)
 
 
+def in_project(file: str | Path) -> str:
+    """A file as anyone would name it: from the top of the repository, or by its name alone if it is not in there."""
+    path, root = Path(file).resolve(), project_root().resolve()
+    return path.relative_to(root).as_posix() if path.is_relative_to(root) else path.name
+
+
 def shipped_weights(root: Path, task: str) -> dict[str, Path]:
     """The files of V, M and C that come with the repository `root` for a task; empty where none do."""
     folder = root / "assets" / "weights" / task

@@ -9,7 +9,7 @@ from typing import Any
 
 from wm_lib import checkpoints
 from wm_lib.errors import StageError
-from wm_lib.folders import project_root
+from wm_lib.folders import in_project, project_root
 from wm_lib.tasks import TASKS
 
 PROTOCOL_EPISODES = 100
@@ -125,15 +125,15 @@ def html_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "<table>" + "".join(f"<tr>{line}</tr>\n" for line in lines) + "</table>"
 
 
-def _anywhere(command: str) -> str:
-    """A command without the places of one machine: no folder of the run, and a settings file by its name alone."""
+def anywhere(command: str) -> str:
+    """A command without the places of one machine: no folder of the run, a settings file as `in_project` names it."""
     words = shlex.split(command)
     if "--run-dir" in words:
         at = words.index("--run-dir")
         del words[at : at + 2]
     if "--config" in words:
         at = words.index("--config") + 1
-        words[at] = Path(words[at]).name
+        words[at] = in_project(words[at])
     return shlex.join(words)
 
 
@@ -163,7 +163,7 @@ def publish(run_dir: Path, root: Path, force: bool = False) -> tuple[list[dict[s
                 refused.append(f"{task} ({mean:.1f} is below the published {before['score']['mean']:.1f})")
                 continue
         manifest["provisional"] = is_provisional(manifest["score"], manifest["target"])
-        manifest["command"] = _anywhere(manifest["command"])
+        manifest["command"] = anywhere(manifest["command"])
         manifest["weights"] = ship_weights(path.parents[1], assets / "weights" / task, manifest["weights"])
         checkpoints.write_json(published, manifest)
     manifests = find_manifests(assets / "manifests")

@@ -90,7 +90,7 @@ def collect(
         backend: Backend of the other shards, see `make_env`.
         log_dir: Where mean_return and num_episodes of each shard are logged.
         executor: Who plays, a shard a task, see `wm_lib.cluster.spread`; None is this process. Frames are what is
-            wanted here, so they do come back: 12,296 bytes a decision. They are written in this process.
+            wanted here, so they do come back: 12,297 bytes a decision. They are written in this process.
 
     Returns:
         real_steps (int), num_episodes (int, finished ones) and mean_return (float over finished episodes,

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from wm_lib import compare, efficiency, report
+from wm_lib import compare, report
 from wm_lib.errors import StageError, UsageError
 
 Lines = list[tuple[int, str]]  # numbers from 1, and texts
@@ -259,5 +259,5 @@ def _tables(root: Path) -> dict[str, str]:
     """What belongs into README.md, by the names of their marks."""
     return {
         "results": report.results_table(report.find_manifests(root / "assets" / "manifests")),
-        "comparison": efficiency.overview(compare.find_shipped(root)),
+        "comparison": compare.overview_of_shipped(root),
     }

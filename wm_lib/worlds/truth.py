@@ -46,6 +46,15 @@ def frame_names(task: Task) -> tuple[str, ...]:
     return tuple(name for name in names(task) if not name.startswith("ship_v"))
 
 
+def unit(name: str) -> str:
+    """What one of `names` is counted in, for tables."""
+    if name.endswith(("_sin", "_cos")):
+        return "-"
+    if name.startswith("ship_v"):
+        return "pixels/decision"
+    return {"car_speed": "units/s", "track_offset": "half widths"}.get(name, "pixels")
+
+
 def ground_truth(task: Task, info: dict[str, Any]) -> tuple[np.ndarray, np.ndarray] | None:
     """The truth about the frames that came with `info`, from a vector environment of `make_env`.
 
