@@ -48,7 +48,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import max_pool2d  # noqa: F401, for exercise 3.4
 
-from wm_lib import examine, gates
+from wm_lib import examine_report, gates
 from wm_lib.course import plots, widgets
 from wm_lib.course.exercises.vae import (
     check_active_units,
@@ -334,8 +334,8 @@ print(gates.report(run.gates("latents")))
 # **Predict.** What will a line read as well as a network? Where does good play differ from random play?
 
 # %%
-full = examine.shipped(run.task.name)
-print(examine.eyes_table(full) if full else f"no full run of {run.task.name} is published yet; wm report --task {run.task.name} measures yours")
+full = examine_report.shipped(run.task.name)
+print(examine_report.eyes_table(full) if full else f"no full run of {run.task.name} is published yet; wm report --task {run.task.name} measures yours")
 
 # %% [markdown]
 # **Explain.** Half of all errors are smaller than the one in the table, the median; what is lost now and then shows in *nine of ten below*.

@@ -45,7 +45,7 @@ import numpy as np
 import torch  # noqa: F401, for exercise 4.3
 from torch import Tensor
 
-from wm_lib import examine, gates
+from wm_lib import examine_report, gates
 from wm_lib.course import plots, widgets
 from wm_lib.course.exercises.mdn_rnn import check_at_temperature, check_line_up, check_mdn_nll
 from wm_lib.events import read_scalars
@@ -235,8 +235,8 @@ print(gates.report(run.gates("mdn_rnn")))
 # how far a dream strays: in *z*, in pixels, and in where it thinks the ball, the ship or the road is.
 
 # %%
-full = examine.shipped(run.task.name)
-print(examine.memory_table(full) if full else f"no full run of {run.task.name} is published yet; wm report --task {run.task.name} measures yours")
+full = examine_report.shipped(run.task.name)
+print(examine_report.memory_table(full) if full else f"no full run of {run.task.name} is published yet; wm report --task {run.task.name} measures yours")
 
 # %% [markdown]
 # **Explain.** A surprise is minus the logarithm of a density, so it may well be negative; less is better. For reward and end the steps are

@@ -46,7 +46,7 @@ from typing import Any
 
 import numpy as np
 
-from wm_lib import examine
+from wm_lib import examine_report
 from wm_lib.control.agent import RandomAgent
 from wm_lib.control.evolution import play_once, train_evolution
 from wm_lib.course import films, play_dream, plots, widgets
@@ -195,7 +195,7 @@ episodes = min(32, 4 * evaluation.episodes)
 candidates = min(16, episodes)
 honest = dream_against_reality(run, num_episodes=episodes, num_candidates=candidates)
 print(f"{episodes} episodes each; rank correlation of {candidates} controllers")
-print(examine.returns_table(honest))
+print(examine_report.returns_table(honest))
 
 # %% [markdown]
 # **Explain.** Behind ± stands the standard error: returns that differ by less than two of them cannot be told apart. A dream that pays the trained controller no more than a random one has not understood what the reward is for. And a
@@ -207,8 +207,8 @@ print(examine.returns_table(honest))
 # And what a `full` training of this task showed:
 
 # %%
-full = examine.shipped(run.task.name)
-print(examine.dream_table(full) if full else f"no full run of {run.task.name} is published yet; wm report --task {run.task.name} measures yours")
+full = examine_report.shipped(run.task.name)
+print(examine_report.dream_table(full) if full else f"no full run of {run.task.name} is published yet; wm report --task {run.task.name} measures yours")
 
 # %% [markdown]
 # ![CarRacing twice: the first frame of a race, and M's dream, in which the road is soon lost and the car drives over grass](../assets/figures/car-racing-dream.gif)

@@ -13,12 +13,12 @@ import torch
 from test_pipeline import TINY, write_config
 
 from wm_lib import cli, compare, efficiency, report
-from wm_lib.compare import Judge, Stopwatch
+from wm_lib.compare import Judge
 from wm_lib.config import load_config
 from wm_lib.efficiency import Row, summarise
 from wm_lib.errors import StageError, UsageError
 from wm_lib.evaluation import summarise as interval_of_mean
-from wm_lib.events import read_scalars
+from wm_lib.events import Stopwatch, read_scalars
 from wm_lib.pipeline import Pipeline
 from wm_lib.rows import read_rows
 from wm_lib.tasks import get_task
@@ -32,64 +32,6 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
-
-
-# The clock
-
-
-class Time:
-    """A wall clock that goes twice as fast as the CPU's."""
-
-    now = 0.0
-
-    def perf_counter(self) -> float:
-        return 2 * self.now
-
-    def process_time(self) -> float:
-        return self.now
-
-
-@pytest.fixture
-def time(monkeypatch: pytest.MonkeyPatch) -> Time:
-    made = Time()
-    monkeypatch.setattr(compare, "time", made)
-    return made
-
-
-def test_the_clock_counts_training_and_nothing_else(time: Time, tmp_path: Path) -> None:
-    path = tmp_path / "clock.json"
-    clock = Stopwatch(path)
-    time.now = 100
-    with clock:
-        time.now += 5
-        with clock.paused():
-            assert (clock.cpu, clock.wall) == (5, 10)
-            time.now += 50
-        time.now += 3
-    time.now += 1000
-    with Stopwatch(path) as again:
-        time.now += 2
-    assert (again.cpu, again.wall, again.interruptions) == (10, 20, 0)
-
-
-@pytest.mark.parametrize("measuring", [False, True])
-def test_an_interruption_is_remembered(time: Time, tmp_path: Path, measuring: bool) -> None:
-    path = tmp_path / "clock.json"
-    clock = Stopwatch(path).__enter__()
-    time.now += 5
-    if measuring:
-        clock.paused().__enter__()
-        time.now += 5
-    killed = json.loads(path.read_text())  # what a kill -9 leaves
-    assert killed == {"wall": 10.0 * measuring, "cpu": 5.0 * measuring, "interruptions": 0, "running": True}
-    with pytest.raises(KeyboardInterrupt), Stopwatch(path) as second:
-        time.now += 1
-        raise KeyboardInterrupt
-    assert second.interruptions == 1
-    with Stopwatch(path) as third:
-        pass
-    assert (third.interruptions, third.cpu) == (2, 5 * measuring + 1)
-    assert Stopwatch(path).interruptions == 2
 
 
 # What is measured when

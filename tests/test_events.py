@@ -1,10 +1,12 @@
 import json
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from wm_lib.events import Progress, read_scalars
+from wm_lib import events
+from wm_lib.events import Progress, Stopwatch, read_scalars
 
 
 def run(log_dir, start, stop, every=10, total=100, sign=1.0):
@@ -103,3 +105,61 @@ def test_bar_in_a_log_is_short_and_ascii(tmp_path, capsys):
     text = capsys.readouterr().err
     assert text.isascii() and len(text.splitlines()) <= 4
     assert "train: 100%" in text and "100/100" in text and "loss=0.01" in text
+
+
+# The clock
+
+
+class Time:
+    """A wall clock that goes twice as fast as the CPU's."""
+
+    now = 0.0
+
+    def perf_counter(self) -> float:
+        return 2 * self.now
+
+    def process_time(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def time(monkeypatch: pytest.MonkeyPatch) -> Time:
+    made = Time()
+    monkeypatch.setattr(events, "time", made)
+    return made
+
+
+def test_the_clock_counts_training_and_nothing_else(time: Time, tmp_path: Path) -> None:
+    path = tmp_path / "clock.json"
+    clock = Stopwatch(path)
+    time.now = 100
+    with clock:
+        time.now += 5
+        with clock.paused():
+            assert (clock.cpu, clock.wall) == (5, 10)
+            time.now += 50
+        time.now += 3
+    time.now += 1000
+    with Stopwatch(path) as again:
+        time.now += 2
+    assert (again.cpu, again.wall, again.interruptions) == (10, 20, 0)
+
+
+@pytest.mark.parametrize("measuring", [False, True])
+def test_an_interruption_is_remembered(time: Time, tmp_path: Path, measuring: bool) -> None:
+    path = tmp_path / "clock.json"
+    clock = Stopwatch(path).__enter__()
+    time.now += 5
+    if measuring:
+        clock.paused().__enter__()
+        time.now += 5
+    killed = json.loads(path.read_text())  # what a kill -9 leaves
+    assert killed == {"wall": 10.0 * measuring, "cpu": 5.0 * measuring, "interruptions": 0, "running": True}
+    with pytest.raises(KeyboardInterrupt), Stopwatch(path) as second:
+        time.now += 1
+        raise KeyboardInterrupt
+    assert second.interruptions == 1
+    with Stopwatch(path) as third:
+        pass
+    assert (third.interruptions, third.cpu) == (2, 5 * measuring + 1)
+    assert Stopwatch(path).interruptions == 2

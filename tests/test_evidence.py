@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from wm_lib import checkpoints, cli, examine, probes, report, vet
+from wm_lib import checkpoints, cli, examine_report, probes, report, vet
 from wm_lib.control.agent import load_agent
 from wm_lib.control.controller import Controller
 from wm_lib.course import minutes
@@ -194,7 +194,7 @@ def test_the_figures_of_a_manifest_follow_from_its_returns(path: Path) -> None:
 def test_a_published_world_model_can_be_shown_and_beats_simpler_ones(path: Path) -> None:
     found = checkpoints.read_json(path)
     assert found["task"] == path.stem and found["schema"] == 1
-    text = examine.tables(found)
+    text = examine_report.tables(found)
     assert "change of" in text and "one Gaussian" in text
     memory = found["memory"]
     assert memory["nll"] < min(memory[f"{rival}_nll"] for rival in ("copy_last", "linear", "single_gaussian"))

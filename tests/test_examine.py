@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from test_pipeline import TINY, write_config
 
-from wm_lib import checkpoints, cli, examine, probes
+from wm_lib import checkpoints, cli, examine, examine_report, probes
 from wm_lib.errors import StageError
 from wm_lib.pipeline import Pipeline
 from wm_lib.tasks import TASKS
@@ -51,16 +51,8 @@ def test_it_says_all_there_is_to_say(run, found):
     steps = found["memory"]["drift"]
     assert set(steps) == {"1", "5", "15"}  # no episode goes on for 50
     assert found["dream"]["horizon"] == 32
-    text = examine.tables(found)
-    words = (
-        "paddle_x",
-        "one Gaussian",
-        "rank correlation",
-        "V of the real frame",
-        "change of ball_x",
-        "done: M said",
-        "±",
-    )
+    text = examine_report.tables(found)
+    words = "paddle_x", "one Gaussian", "rank correlation", "V of the real frame", "change of ball_x", "M said", "±"
     for word in words:
         assert word in text
 
@@ -96,7 +88,7 @@ def test_without_an_agent_random_play_alone_is_probed(run, tmp_path):
     bare = Pipeline.open("breakout", "smoke", tmp_path / "run", 0, file)
     found = examine.examine(bare)
     assert list(found["eyes"]["probes"]) == ["random"] and found["dream"] is None
-    assert "no agent of breakout yet" in examine.tables(found)
+    assert "no agent of breakout yet" in examine_report.tables(found)
     with pytest.raises(StageError, match="not made yet"):
         examine.examine(Pipeline.open("pong", "smoke", tmp_path / "run", 0, file))
 
@@ -107,7 +99,7 @@ def test_the_command_prints_and_publishes_what_a_full_run_showed(run, found, tmp
     file = write_config(tmp_path / "run.yaml", **SETTINGS)
     command = f"report --task breakout --run-dir {run.directory.parent} --config {file} --publish --json out.json"
     assert cli.main([*command.split(), "--budget", "smoke"]) == 2
-    assert "only a full run" in capsys.readouterr().err and examine.shipped("breakout") is None
+    assert "only a full run" in capsys.readouterr().err and examine_report.shipped("breakout") is None
 
     path = run.directory / "examination.json"
     whole = path.read_text()
@@ -115,9 +107,9 @@ def test_the_command_prints_and_publishes_what_a_full_run_showed(run, found, tmp
     assert cli.main([*command.split(), "--budget", "full", "--rounds", "1"]) == 0
     path.write_text(whole)
     full = found | {"command": found["command"].replace("smoke", "full")}
-    assert capsys.readouterr().out == examine.tables(full) + "\n"
-    assert json.loads(Path("out.json").read_text()) == full == examine.shipped("breakout")
-    assert examine.shipped("pong") is None
+    assert capsys.readouterr().out == examine_report.tables(full) + "\n"
+    assert json.loads(Path("out.json").read_text()) == full == examine_report.shipped("breakout")
+    assert examine_report.shipped("pong") is None
 
 
 def test_h_is_asked_for_what_it_has_read(run):

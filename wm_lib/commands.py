@@ -249,13 +249,13 @@ def do_table(args: argparse.Namespace) -> None:
 def _world_model(args: argparse.Namespace) -> None:
     if resolve_mode(args.mode, args.task) != "full":
         raise UsageError("wm report --task examines the VAE and the MDN-RNN of mode full; leave --mode out")
-    from wm_lib import examine
+    from wm_lib import examine, examine_report
 
     args.force = True  # nothing is built on what is only looked at
     found = examine.examine(_open(args))
     if args.publish:
-        examine.publish(found, project_root())
-    print(examine.tables(found))
+        examine_report.publish(found, project_root())
+    print(examine_report.tables(found))
     _report(args, found)
 
 

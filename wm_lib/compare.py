@@ -10,9 +10,7 @@ measured becomes a row of `curves.csv` and is not measured again; `wm_lib.effici
 from __future__ import annotations
 
 import shutil
-import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -24,7 +22,7 @@ from wm_lib.control.controller import Controller
 from wm_lib.efficiency import Row, figure, overview, summarise
 from wm_lib.errors import StageError, UsageError
 from wm_lib.evaluation import Player, agent_maker, evaluate, random_maker
-from wm_lib.events import Progress
+from wm_lib.events import Progress, Stopwatch
 from wm_lib.folders import in_project, keep_settings, project_root, resolve_run_dir
 from wm_lib.pipeline import Pipeline
 from wm_lib.report import published, put_table
@@ -152,48 +150,6 @@ def find_result(task: str, budget: str = "auto", run_dir: str | Path = "auto") -
     if (own / RESULT).exists() and (own / CURVES).exists():  # else it is drawn from what was published then
         return checkpoints.read_json(own / RESULT)
     return checkpoints.read_json(shipped) if shipped.exists() else None
-
-
-class Stopwatch:
-    """Wall and CPU seconds of a training, kept in a file so that a later process goes on counting.
-
-    CPU seconds are those of this process with all its threads, not of Gymnasium's workers. What a kill -9 interrupts is
-    not counted, what is done twice after it is; `interruptions` says how often that may have been.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        kept = checkpoints.read_json(path) if path.exists() else {"wall": 0.0, "cpu": 0.0, "interruptions": 0}
-        self.wall, self.cpu = kept["wall"], kept["cpu"]
-        self.interruptions = kept["interruptions"] + kept.get("running", False)
-
-    def __enter__(self) -> Self:
-        self._since = time.perf_counter(), time.process_time()
-        self._write(running=True)
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
-        self._add()
-        self._write(running=kind is not None)
-
-    @contextmanager
-    def paused(self) -> Iterator[None]:
-        """Do not count what happens in here."""
-        self._add()
-        self._write(running=True)
-        try:
-            yield
-        finally:
-            self._since = time.perf_counter(), time.process_time()
-
-    def _add(self) -> None:
-        now = time.perf_counter(), time.process_time()
-        self.wall, self.cpu = self.wall + now[0] - self._since[0], self.cpu + now[1] - self._since[1]
-        self._since = now
-
-    def _write(self, running: bool) -> None:
-        kept = {"wall": self.wall, "cpu": self.cpu, "interruptions": self.interruptions, "running": running}
-        checkpoints.write_json(self.path, kept)
 
 
 @dataclass

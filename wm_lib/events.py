@@ -1,4 +1,4 @@
-"""Progress of a long loop: a bar for people, scalars.jsonl for programs, an event file for TensorBoard."""
+"""Progress of a long loop: a bar for people, scalars.jsonl for programs, an event file for TensorBoard; and a clock."""
 
 from __future__ import annotations
 
@@ -7,12 +7,16 @@ import math
 import os
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 import numpy as np
 from tqdm.std import tqdm
+
+from wm_lib import checkpoints
 
 _SCALARS = "scalars.jsonl"
 
@@ -142,3 +146,45 @@ def _event_writer(log_dir: Path) -> Any:
     for old in log_dir.glob("events.out.tfevents.*"):
         old.unlink()
     return EventFileWriter(str(log_dir), flush_secs=10)
+
+
+class Stopwatch:
+    """Wall and CPU seconds of a training, kept in a file so that a later process goes on counting.
+
+    CPU seconds are those of this process with all its threads, not of Gymnasium's workers. What a kill -9 interrupts is
+    not counted, what is done twice after it is; `interruptions` says how often that may have been.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        kept = checkpoints.read_json(path) if path.exists() else {"wall": 0.0, "cpu": 0.0, "interruptions": 0}
+        self.wall, self.cpu = kept["wall"], kept["cpu"]
+        self.interruptions = kept["interruptions"] + kept.get("running", False)
+
+    def __enter__(self) -> Self:
+        self._since = time.perf_counter(), time.process_time()
+        self._write(running=True)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
+        self._add()
+        self._write(running=kind is not None)
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Do not count what happens in here."""
+        self._add()
+        self._write(running=True)
+        try:
+            yield
+        finally:
+            self._since = time.perf_counter(), time.process_time()
+
+    def _add(self) -> None:
+        now = time.perf_counter(), time.process_time()
+        self.wall, self.cpu = self.wall + now[0] - self._since[0], self.cpu + now[1] - self._since[1]
+        self._since = now
+
+    def _write(self, running: bool) -> None:
+        kept = {"wall": self.wall, "cpu": self.cpu, "interruptions": self.interruptions, "running": running}
+        checkpoints.write_json(self.path, kept)

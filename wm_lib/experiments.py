@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from wm_lib import provenance
-from wm_lib.compare import Stopwatch
 from wm_lib.control.controller import Controller
 from wm_lib.errors import UsageError
 from wm_lib.evaluation import agent_maker, evaluate, random_maker
+from wm_lib.events import Stopwatch
 from wm_lib.folders import keep_settings
 from wm_lib.pipeline import Pipeline
 from wm_lib.report import aligned
