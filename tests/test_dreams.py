@@ -203,7 +203,7 @@ def test_after_the_dream_c_goes_on_in_reality(asleep: Path) -> None:
 
 def test_in_a_dream_c_is_shown_the_features_of_the_dream(run: Pipeline) -> None:
     dreams, twin = (dreams_of(run, 5, 3, 1.0, "anywhere", seed=4) for _ in range(2))
-    env = FeatureVecEnv(dreams, Dreamt(dreams.world_model.feature_dim), 0.5)
+    env = FeatureVecEnv(dreams, Dreamt(dreams.world_model.feature_dim), reward_scale=0.5)
     np.testing.assert_allclose(env.reset(), np.clip(twin.reset()[0], -10, 10))
     for t in range(1, 7):
         action = np.arange(5) % 4

@@ -280,6 +280,22 @@ def test_what_car_racing_does_not_draw_changes_nothing() -> None:
     plain.close()
 
 
+def test_tiles_that_were_driven_past_are_told() -> None:
+    with closing(make_env(RACING, 1, 4, "gymnasium")) as env:
+        env.reset()
+        for _ in range(5):
+            info = env.step(np.array([0]))[4]
+        road = env.envs[0].unwrapped.road
+        here = max(i for i in range(50) if road[i].road_visited)
+        told = []
+        for visits in ([1, 2], [5], [4], [], [6, 9, 11], [9 + 60], [len(road) - 1 - here]):
+            for i in visits:
+                road[here + i].road_visited = True
+            told.append(int(env.step(np.array([0]))[4]["skipped"][0]))
+        # 3 and 4; 7, 8 and 10; what is far away was not passed.
+        assert info["skipped"].tolist() == [0] and told == [0, 2, 0, 0, 3, 0, 0]
+
+
 def test_limits_are_the_native_ones() -> None:
     for task in (LANDER, RACING):
         assert gymnasium.spec(task.env_id).max_episode_steps == task.max_decisions * task.action_repeat

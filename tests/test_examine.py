@@ -1,13 +1,14 @@
 """What `wm report --task` measures, against worlds whose answers are known."""
 
 import json
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 from test_pipeline import TINY, write_config
 
-from wm_lib import checkpoints, cli, examine, examine_report, probes
+from wm_lib import checkpoints, cli, dreams, examine, examine_report, probes
 from wm_lib.errors import StageError
 from wm_lib.pipeline import Pipeline
 from wm_lib.tasks import TASKS
@@ -17,10 +18,12 @@ SETTINGS = TINY | {"gates": {"probe_decisions": 30}}
 
 
 @pytest.fixture(scope="module", autouse=True)
-def quick_probes():
-    """What a probe finds is not what is tested here, but that it is asked."""
+def quick():
+    """What probes and dreams find is not what is tested here, but that they are asked."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(probes, "_UPDATES", 20)
+        few = partial(dreams.dream_against_reality, num_episodes=4, num_candidates=4)
+        patch.setattr(dreams, "dream_against_reality", few)
         yield
 
 

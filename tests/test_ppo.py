@@ -136,7 +136,7 @@ def diary(slot: int, actions: np.ndarray, scale: float, clip: bool) -> Iterator[
 @pytest.mark.parametrize("scale, clip", [(1.0, False), (0.25, False), (1.0, True), (0.4, True)])
 def test_c_sees_its_environments_as_a_loop_over_slots_tells_it(scale: float, clip: bool) -> None:
     actions = np.random.default_rng(0).integers(3, size=(24, 4))
-    env = FeatureVecEnv(DiaryEnv(), CountingModel(), scale, clip, (MEAN, STD))
+    env = FeatureVecEnv(DiaryEnv(), CountingModel(), (MEAN, STD), reward_scale=scale, clip_reward=clip)
     assert env.observation_space.shape == (2,) and env.action_space == spaces.Discrete(3)
     expected = [diary(slot, actions[:, slot], scale, clip) for slot in range(4)]
     np.testing.assert_allclose(env.reset(), [normal(pixel(slot, 0, 0), 0) for slot in range(4)], rtol=1e-6)
@@ -153,6 +153,30 @@ def test_c_sees_its_environments_as_a_loop_over_slots_tells_it(scale: float, cli
                 assert infos[i]["episode"] == pytest.approx(info["episode"])  # the raw return
     env.close()
     assert not env.env.open
+
+
+class RoadEnv(DiaryEnv):
+    """Drives past as many tiles as the number of the slot says."""
+
+    def step(self, action: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
+        obs, reward, terminated, truncated, _ = super().step(action)
+        return obs, reward, terminated, truncated, {"skipped": np.arange(4)}
+
+
+def test_tiles_driven_past_have_a_price_and_a_goal_is_valued_beyond_its_end() -> None:
+    priced = FeatureVecEnv(RoadEnv(), CountingModel(), reward_scale=0.1, tile_price=5.0, goal_goes_on=True)
+    plain = FeatureVecEnv(RoadEnv(), CountingModel(), reward_scale=0.1)
+    priced.reset(), plain.reset()
+    ended = set()
+    for _ in range(12):
+        action = np.ones(4, int)
+        (_, reward, done, infos), (_, raw, _, plainly) = priced.step(action), plain.step(action)
+        np.testing.assert_allclose(reward, raw - 0.1 * 5 * np.arange(4))
+        for i in np.flatnonzero(done):
+            assert infos[i]["episode"] == plainly[i]["episode"]  # the return is the raw one
+            assert infos[i]["TimeLimit.truncated"] is bool(ENDS[i] == "truncated" or raw[i] > 0)
+            ended.add((ENDS[i], bool(raw[i] > 0), infos[i]["TimeLimit.truncated"]))
+    assert {("both", True, True), ("terminated", False, False)} <= ended
 
 
 class MemorylessModel(CountingModel):

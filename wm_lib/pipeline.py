@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     from wm_lib.models.world_model import WorldModel
 
 STAGES = STAGES_OF["full"]
-VERSION = 4  # of the stages' meaning: raise it when a stage's result changes for the same settings
+VERSION = 5  # of the stages' meaning: raise it when a stage's result changes for the same settings
 DREAMS = {"where", "dream_steps", "dream_temperature"}  # of the controller's settings
 _NOT_KEPT = ("stage", "started", "gates", "checkpoint")  # files of these names are not what a stage is made for
 _RECORD = {"key", "seed", "config", "minutes", "files", "facts"}  # what is read from a stage.json
@@ -307,8 +307,11 @@ class Pipeline:
     def _settings(self, stage: str) -> dict[str, Any]:
         section = SECTIONS.get(stage)
         settings = self.config.to_dict()[section] if section else {}
-        if settings.get("where") == "real":  # what a run without dreams does not read; its key is as it was without
-            settings = {name: value for name, value in settings.items() if name not in DREAMS}
+        # What a run does not read is not in its keys.
+        unread = DREAMS if settings.get("where") == "real" else set()
+        if not settings.get("tile_price", True):
+            unread = unread | {"tile_price"}
+        settings = {name: value for name, value in settings.items() if name not in unread}
         return settings
 
     def _key(self, stage: str) -> str:

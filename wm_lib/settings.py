@@ -142,6 +142,9 @@ class ControllerConfig(Section):
         reward_scale: PPO: factor on the reward while training; scores are never scaled.
         clip_reward: PPO: whether the scaled training reward is clipped to [-1, 1].
         end_at_lost_life: PPO: whether a lost life ends an episode while training in the real environment (Atari).
+        tile_price: PPO: taken from the training reward for each tile of CarRacing's road that was driven past; scores
+            are not changed. Only Gymnasium's own environment tells. Missing one costs more than its own reward, since
+            the race then goes on to its time limit, too late for PPO to see why.
         block_steps: PPO: decisions between two checkpoints.
     """
 
@@ -168,6 +171,7 @@ class ControllerConfig(Section):
     reward_scale: float = Field(1.0, gt=0, le=10**6)
     clip_reward: bool = False
     end_at_lost_life: bool = False
+    tile_price: float = Field(0.0, ge=0, le=1000)
     block_steps: int = Field(204_800, ge=1, le=10**10)
 
     @field_validator("hidden")
@@ -201,8 +205,8 @@ class RoundsConfig(Section):
         num_rounds: Rounds in all; the first one collects with random play.
         vae_updates: Updates of V in later rounds; 0 = V stays as it is, and so do the latents of old data.
         controller_steps: PPO's decisions in each later round.
-        gymnasium_fraction, entropy: `collect.gymnasium_fraction` and `controller.entropy` of later rounds; null = as in
-            the first.
+        gymnasium_fraction, entropy, tile_price: `collect.gymnasium_fraction`, `controller.entropy` and
+            `controller.tile_price` of later rounds; null = as in the first.
     """
 
     num_rounds: int = Field(1, ge=1, le=100)
@@ -210,6 +214,7 @@ class RoundsConfig(Section):
     controller_steps: int = Field(500_000, ge=1, le=10**10)
     gymnasium_fraction: float | None = Field(None, ge=0, le=1)
     entropy: float | None = Field(None, ge=0, le=1)
+    tile_price: float | None = Field(None, ge=0, le=1000)
 
 
 class GatesConfig(Section):
@@ -322,7 +327,11 @@ class Config(Section):
         changes: dict[str, dict[str, Any]] = {
             "collect": {"gymnasium_fraction": rounds.gymnasium_fraction},
             "vae": {"num_updates": rounds.vae_updates},
-            "controller": {"num_steps": rounds.controller_steps, "entropy": rounds.entropy},
+            "controller": {
+                "num_steps": rounds.controller_steps,
+                "entropy": rounds.entropy,
+                "tile_price": rounds.tile_price,
+            },
         }
         return self.model_copy(
             update={

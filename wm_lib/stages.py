@@ -133,6 +133,11 @@ def train_controller(run: Pipeline, world_model: WorldModel, directory: Path) ->
         from wm_lib.worlds.envs import make_env
 
         backend = "gymnasium" if run.config.collect.gymnasium_fraction == 1 else "auto"
+        if config.tile_price and backend == "auto":
+            raise UsageError(
+                f"controller.tile_price {config.tile_price:g} needs Gymnasium's CarRacing, which alone tells of tiles; "
+                f"set collect.gymnasium_fraction to 1 or the price to 0"
+            )
         statistics = feature_statistics(world_model, run.latents())
         start = run.previous.directory / "controller" if run.previous else None
         if config.where != "real":
@@ -184,7 +189,7 @@ def _dream(run: Pipeline, directory: Path, statistics: tuple[np.ndarray, np.ndar
     controller = train_ppo(
         Dreamt(len(statistics[0])),
         run.task,
-        config.model_copy(update={"num_steps": config.dream_steps, "end_at_lost_life": False}),
+        config.model_copy(update={"num_steps": config.dream_steps, "end_at_lost_life": False, "tile_price": 0.0}),
         seed=derive_seed(run.seed, "dream"),
         directory=directory,
         make_env=lambda num_envs, seed: dreams_of(run, num_envs, 0, config.dream_temperature, "anywhere", seed),

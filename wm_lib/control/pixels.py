@@ -101,12 +101,10 @@ class FrameStack:
 class PixelVecEnv(PolicyVecEnv):
     """A vector environment as PPO from pixels meets it; the arguments are those of `PolicyVecEnv`."""
 
-    def __init__(
-        self, env: VectorEnv, reward_scale: float = 1.0, clip_reward: bool = False, end_at_lost_life: bool = False
-    ) -> None:
+    def __init__(self, env: VectorEnv, **rewards: Any) -> None:
         self.stack = FrameStack(env.num_envs)
         space = spaces.Box(0, 255, self.stack.frames.shape[1:], np.uint8)
-        super().__init__(env, space, reward_scale, clip_reward, end_at_lost_life)
+        super().__init__(env, space, **rewards)
 
     def _begin(self, obs: np.ndarray, where: np.ndarray) -> None:
         self.stack.begin(obs, where)
@@ -161,10 +159,8 @@ def train_pixels(
     seed: int,
     directory: Path,
     make_env: Callable[[int, Sequence[int] | int], VectorEnv],
-    reward_scale: float = 1.0,
-    clip_reward: bool = False,
-    end_at_lost_life: bool = False,
     on_update: Callable[[PPO, int], None] | None = None,
+    **rewards: Any,
 ) -> PPO:
     """Train PPO on stacked frames; resumes from `directory`, see `wm_lib.control.ppo.train_in_blocks`.
 
@@ -176,8 +172,8 @@ def train_pixels(
         seed: Of everything random.
         directory: Where checkpoint and log are kept.
         make_env: (num_envs, seed) -> environments under the rules of `wm_lib.worlds.envs.make_env`.
-        reward_scale, clip_reward, end_at_lost_life: Of the training only, see `PolicyVecEnv`.
         on_update: Gets the model and the decisions made after every update; ends the training by raising `Enough`.
+        rewards: What the training makes of rewards and ends, see `PolicyVecEnv`.
 
     Returns:
         The model; its `num_timesteps` are the decisions it has learnt from.
@@ -189,7 +185,7 @@ def train_pixels(
 
     def make_vec_env(step: int) -> PixelVecEnv:
         env = make_env(settings.num_envs, derive_seed(seed, "pixels", step))
-        return PixelVecEnv(env, reward_scale, clip_reward, end_at_lost_life)
+        return PixelVecEnv(env, goal_goes_on=task.name == "car-racing", **rewards)
 
     def make_model(env: VecEnv, step: int, end: int) -> PPO:
         return _make_ppo(env, settings, falling_over, end, derive_seed(seed, "pixels", "torch", step))

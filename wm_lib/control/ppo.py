@@ -45,6 +45,9 @@ class PolicyVecEnv(VecEnv):
         clip_reward: Whether the scaled reward is clipped to [-1, 1].
         end_at_lost_life: Whether the policy is told that its episode ended when a life is lost; the game goes on. Where
             the next ball is served at once, a lost life costs hardly any reward, and there is little to learn it from.
+        tile_price: CarRacing: what is taken from the reward for each tile that was driven past, before it is scaled.
+        goal_goes_on: Whether an episode whose last reward is positive is valued beyond its end, as at a time limit. Of
+            a finished lap C sees nothing coming: to lose all that the critic expects would make it the worst of moves.
     """
 
     def __init__(
@@ -54,8 +57,11 @@ class PolicyVecEnv(VecEnv):
         reward_scale: float = 1.0,
         clip_reward: bool = False,
         end_at_lost_life: bool = False,
+        tile_price: float = 0.0,
+        goal_goes_on: bool = False,
     ) -> None:
         self.env, self.reward_scale, self.clip_reward = env, reward_scale, clip_reward
+        self.tile_price, self.goal_goes_on = tile_price, goal_goes_on
         self.end_at_lost_life, self.lives = end_at_lost_life, np.zeros(env.num_envs, int)
         super().__init__(env.num_envs, space, env.single_action_space)
 
@@ -86,12 +92,13 @@ class PolicyVecEnv(VecEnv):
         self.returns += reward
         self.lengths += 1
         done = terminated | truncated
+        valued = ~terminated | (self.goal_goes_on & (reward > 0))
         infos: list[dict[str, Any]] = [{} for _ in range(self.num_envs)]
         if done.any():
             for i in np.flatnonzero(done):
                 infos[i] = {
                     "terminal_observation": seen[i],
-                    "TimeLimit.truncated": bool(truncated[i] and not terminated[i]),
+                    "TimeLimit.truncated": bool(valued[i]),
                     "episode": {"r": float(self.returns[i]), "l": int(self.lengths[i])},
                 }
             self._begin(self.env.reset(options={"reset_mask": done})[0], done)
@@ -100,6 +107,8 @@ class PolicyVecEnv(VecEnv):
         if self.end_at_lost_life:
             lives, before = info["lives"], self.lives
             done, self.lives = done | (lives < before), lives
+        if self.tile_price:
+            reward = reward - self.tile_price * info["skipped"]
         reward = reward * self.reward_scale
         return seen, np.clip(reward, -1, 1) if self.clip_reward else reward, done, infos
 
@@ -123,19 +132,18 @@ class FeatureVecEnv(PolicyVecEnv):
     """A vector environment as C meets it: frames go through V and M, and [z, h] comes out.
 
     Args:
-        env, reward_scale, clip_reward, end_at_lost_life: See `PolicyVecEnv`.
+        env: Vector environment with autoreset disabled.
         world_model: V and M.
         statistics: Mean and standard deviation of the features, each (feature_dim,), by which they are normalised.
+        rewards: What else a `PolicyVecEnv` takes.
     """
 
     def __init__(
         self,
         env: VectorEnv,
         world_model: WorldModel,
-        reward_scale: float = 1.0,
-        clip_reward: bool = False,
         statistics: tuple[np.ndarray, np.ndarray] | None = None,
-        end_at_lost_life: bool = False,
+        **rewards: Any,
     ) -> None:
         size = world_model.feature_dim
         self.world_model = world_model
@@ -143,7 +151,7 @@ class FeatureVecEnv(PolicyVecEnv):
         self.z = np.zeros((env.num_envs, world_model.z_dim), np.float32)
         self.h = world_model.initial_state(env.num_envs)
         space = spaces.Box(-np.inf, np.inf, (size,), np.float32)
-        super().__init__(env, space, reward_scale, clip_reward, end_at_lost_life)
+        super().__init__(env, space, **rewards)
 
     def _begin(self, obs: np.ndarray, where: np.ndarray) -> None:
         self.z[where] = self.world_model.encode(obs[where])
@@ -218,7 +226,14 @@ def train_ppo(
     def make_vec_env(step: int) -> FeatureVecEnv:
         env = make_env(config.num_envs, derive_seed(seed, "ppo", step))
         return FeatureVecEnv(
-            env, world_model, config.reward_scale, config.clip_reward, statistics, config.end_at_lost_life
+            env,
+            world_model,
+            statistics,
+            reward_scale=config.reward_scale,
+            clip_reward=config.clip_reward,
+            end_at_lost_life=config.end_at_lost_life,
+            tile_price=config.tile_price,
+            goal_goes_on=task.name == "car-racing",
         )
 
     def make_model(env: VecEnv, step: int, end: int) -> PPO:

@@ -42,6 +42,7 @@ Step = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]
 FIRE = 1  # native action of Pong and Breakout
 ATARI_ROWS = 84  # 210 x 160 shrinks by 2.5 both ways to 84 rows x 64 columns; task.crop keeps 64 rows
 LANDER_PICTURE = (200, 300)  # rows and columns; task.crop keeps some of them
+LOOK_AHEAD = 50  # tiles of CarRacing: whoever turns round at the start has not driven past the whole road
 ATARI = {"frame_skip": 4, "noop_max": 30}
 _BOX2D = "gymnasium[box2d]"
 _PIP_NAMES = {"cv2": "opencv-python", "ale_py": "ale-py", "Box2D": _BOX2D, "pygame": _BOX2D}
@@ -68,7 +69,8 @@ def make_env(
     so then at the first two).
 
     `info` has the ground truth that comes for free: Atari "ram" uint8 (num_envs, 128) and "lives";
-    LunarLander "state" float32 (num_envs, 8). After a masked reset only the rows in the mask are meaningful.
+    LunarLander "state" float32 (num_envs, 8); CarRacing, on Gymnasium's path, "skipped" int (num_envs,), how many tiles
+    of the road were driven past in this decision. After a masked reset only the rows in the mask are meaningful.
 
     Args:
         task: What to play.
@@ -154,6 +156,7 @@ class TaskEnv(gymnasium.Wrapper):
         self._lives = 0
         self._presses = 2 if sticky else 1
         self._fire_due = 0
+        self._furthest = 0  # tile of CarRacing's road
         if hasattr(self.unwrapped, "_draw_colored_polygon"):
             _skip_far_shapes(self.unwrapped)
 
@@ -164,7 +167,7 @@ class TaskEnv(gymnasium.Wrapper):
         native_obs, _ = self.env.reset(seed=self._seed if seed is None else seed, options=options)
         self._seed = None
         self._last = None
-        self._decisions = 0
+        self._decisions = self._furthest = 0
         self._fire_due = self._presses * self.task.fire
         info = self._info(native_obs)
         self._lives = info.get("lives", 0)
@@ -213,7 +216,17 @@ class TaskEnv(gymnasium.Wrapper):
         if self.task.atari:
             ale = self.unwrapped.ale
             return {"lives": ale.lives(), "ram": ale.getRAM()}
-        return {"state": native_obs} if self.task.rendered else {}
+        return {"state": native_obs} if self.task.rendered else {"skipped": self._skipped()}
+
+    def _skipped(self) -> int:
+        """Tiles between the furthest one visited before and the furthest now that no wheel has touched."""
+        visited = [tile.road_visited for tile in self.unwrapped.road]
+        ahead = visited[self._furthest + 1 : self._furthest + 1 + LOOK_AHEAD]
+        if not any(ahead):
+            return 0
+        new = max(i for i, seen in enumerate(ahead) if seen)
+        self._furthest += new + 1
+        return new - sum(ahead[:new])
 
 
 @contextmanager
