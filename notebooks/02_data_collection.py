@@ -126,7 +126,7 @@ def changed(frames: np.ndarray, threshold: int = 25) -> np.ndarray:
     return (difference.max(axis=-1) > threshold).mean(axis=0)
 
 
-num_envs, num_decisions = 8, 64
+num_envs, num_decisions = min(8, run.config.collect.num_envs), 64
 seen = {}
 for name, repeat in {"sticky": 0.9, "trembling": 0.0}.items():
     player = StickyRandom(run.task.num_actions, num_envs, seed, repeat)

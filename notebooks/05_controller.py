@@ -209,7 +209,7 @@ widgets.show(cma_2d.widget(seed))
 # **Predict.** Does the champion of the first games lead in the second ones?
 
 # %%
-num_twins = 8
+num_twins = min(8, run.config.controller.population_size)
 
 
 def play_twins(first_seed: int) -> np.ndarray:

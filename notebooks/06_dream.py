@@ -191,7 +191,7 @@ plots.bars(
 
 # %%
 run.build("controller")
-episodes = min(32, 4 * evaluation.episodes)
+episodes = min(32, 2 * evaluation.episodes)
 candidates = min(16, episodes)
 honest = dream_against_reality(run, num_episodes=episodes, num_candidates=candidates)
 print(f"{episodes} episodes each; rank correlation of {candidates} controllers")

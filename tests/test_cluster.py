@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -22,7 +23,7 @@ from wm_lib.settings import ControllerConfig
 from wm_lib.tasks import get_task
 from wm_lib.worlds.simulation import stand_in
 
-TASK = stand_in(get_task("pong"))
+TASK = replace(stand_in(get_task("pong")), max_decisions=60)
 CONFIG = ControllerConfig(
     type="original", population_size=24, rollouts_per_candidate=4, num_generations=3, sigma=0.5, max_decisions=40
 )  # two tasks a generation: 16 candidates and 8

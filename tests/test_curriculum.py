@@ -675,11 +675,14 @@ def test_not_reached_is_no_error_and_a_failure_is_one(pretended, tmp_path, capsy
 
 
 def test_a_real_child_trains_and_the_curriculum_takes_its_score(tmp_path):
-    settings = TINY | {"curriculum": {"stages": ["pong"], "targets": {"pong": -100}}, "evaluation": {"episodes": 1}}
+    settings = TINY | {
+        "curriculum": {"stages": ["lunar-lander"], "targets": {"lunar-lander": -100_000}},
+        "evaluation": {"episodes": 1, "random_episodes": 1},
+    }
     (tmp_path / "mine.yaml").write_text(yaml.safe_dump(settings))
     arguments = ["--budget", "smoke", "--run-dir", str(tmp_path / "run"), "--config", str(tmp_path / "mine.yaml")]
     assert cli.main(["curriculum", "--mode", "full", "--json", str(tmp_path / "out.json"), *arguments]) == 0
     (row,) = json.loads((tmp_path / "out.json").read_text())["stages"]
-    manifest = checkpoints.read_json(tmp_path / "run" / "pong" / "evaluate" / "manifest.json")
+    manifest = checkpoints.read_json(tmp_path / "run" / "lunar-lander" / "evaluate" / "manifest.json")
     assert row["status"] == "reached" and row["failures"] == []
     assert row["score"] == manifest["score"]["mean"] and row["real_steps"] == manifest["real_steps"]["total"]

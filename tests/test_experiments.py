@@ -22,8 +22,8 @@ from wm_lib.settings import ControllerConfig
 from wm_lib.tasks import TASKS
 
 SMALL = TINY | {
-    "controller": TINY["controller"] | {"dream_steps": 64, "population_size": 2, "rollouts_per_candidate": 1,
-                                        "max_decisions": 8},
+    "controller": TINY["controller"] | {"block_steps": 64, "dream_steps": 64, "population_size": 2,
+                                        "rollouts_per_candidate": 1, "max_decisions": 8},
     "evaluation": {"episodes": 2, "random_episodes": 2},
     "gates": {"stop": False, "probe_decisions": 0},
 }  # fmt: skip

@@ -213,7 +213,7 @@ def test_v_learns_in_seconds_to_name_the_place_of_a_single_pixel_before_walls_it
     torch.manual_seed(0)
     rng = np.random.default_rng(0)
     model = VAE(8, num_places=1)
-    adam = torch.optim.Adam(model.parameters(), lr=3e-3)
+    adam = torch.optim.Adam(model.parameters(), lr=3e-3, fused=True)
     for _ in range(250):
         frames, scenery, _ = balls(16, rng)
         moving = moving_foreground(frames, scenery, frames[:16].flip(0))

@@ -332,7 +332,7 @@ def test_the_rate_falls_in_a_straight_line_over_all_blocks(tmp_path: Path, monke
 
     monkeypatch.setattr(PPO, "train", spy)
     train(tmp_path, config)
-    np.testing.assert_allclose(rates, 0.01 * (1 - np.arange(1, 8) / 7), atol=1e-12)
+    np.testing.assert_allclose(rates, 0.01 * (1 - np.arange(7) / 7), atol=1e-12)
     assert [model.num_timesteps for model in models] == [768, 768, 1536, 1536, 2304, 2304, 2688]
     model = models[-1]
     assert (model.n_epochs, model.batch_size, model.n_steps) == (2, 96, 24)

@@ -18,10 +18,11 @@ from wm_lib.seeding import derive_seed
 from wm_lib.worlds import envs
 
 ROUNDS = {"vae_updates": 4, "controller_steps": 32}
+ONE_GAME = {"evaluation": {"episodes": 1, "random_episodes": 1}}
 
 
 def open_round(run_dir: Path, number: int | None, config: dict | None = None, **rounds: float) -> Pipeline:
-    sections = TINY | {"rounds": ROUNDS | rounds} | (config or {})
+    sections = TINY | ONE_GAME | {"rounds": ROUNDS | rounds} | (config or {})
     return Pipeline.open(
         "pong", "smoke", run_dir, 0, write_config(run_dir.with_suffix(".yaml"), **sections), rounds=number
     )
@@ -216,7 +217,7 @@ def test_the_manifest_counts_all_rounds(second):
     run.build("evaluate")
     manifest = run.manifest()
     assert manifest["rounds"] == 2
-    sticky = manifest["sticky_score"]  # smoke: one game
+    sticky = manifest["sticky_score"]
     assert sticky["seeds"] == [10_000] and sticky["real_steps"] > 0
     assert sticky["returns"] == run_sticky(run)["returns"] != manifest["score"]["returns"][:1]
     assert manifest["real_steps"] == {"total": 128 + 64 + 32, "collect": 128, "controller": 64 + 32}

@@ -426,7 +426,7 @@ def test_decode_stays_within_brightness() -> None:
 
 def fit(model: VAE, frames: np.ndarray, weights: Tensor | None, num_updates: int, peak: float) -> np.ndarray:
     """Adam on one batch; returns the reconstructions of its means, float32 (batch, 64, 64, 3)."""
-    optimizer = torch.optim.Adam(model.parameters())
+    optimizer = torch.optim.Adam(model.parameters(), fused=True)
     for step in range(num_updates):
         optimizer.param_groups[0]["lr"] = training.one_cycle(step, num_updates, peak)
         with training.fast_autocast():

@@ -121,7 +121,7 @@ class LabNotebook:
             AssertionError: It took too long; says which cell was running.
         """
         try:
-            self.page.wait_for_function(FINISHED, timeout=RUN * 1000)
+            self.page.wait_for_function(FINISHED, timeout=RUN * 1000, polling=250)
         except TimeoutError as error:
             waiting = self.page.locator(".jp-CodeCell", has=self.page.get_by_text("[*]:", exact=True))
             said = [where.first.inner_text() for where in (self.page.locator(".jp-Dialog"), waiting) if where.count()]

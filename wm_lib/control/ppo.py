@@ -312,20 +312,24 @@ def _same_randomness() -> Iterator[None]:
         np.random.set_state(numpy)  # noqa: NPY002
 
 
-def linear(value: float, end: int, total: int) -> Callable[[float], float]:
-    """SB3's schedule that falls from `value` to zero over `total` decisions, for a block that ends at `end`."""
+def linear(value: float, end: int, total: int, rollout: int = 0) -> Callable[[float], float]:
+    """SB3's schedule that falls from `value` to zero over `total` decisions, for a block that ends at `end`.
+
+    SB3 counts a rollout before it learns from it: without its length the last one would be learnt from at rate 0.
+    """
     # SB3 counts down from 1 to 0 within a block; turned back into the share of the whole training.
-    return lambda remaining: value * (1 - (1 - remaining) * end / total)
+    return lambda remaining: value * min(1.0, 1 - ((1 - remaining) * end - rollout) / total)
 
 
 def _make_ppo(env: VecEnv, config: ControllerConfig, total: int, end: int, seed: int) -> PPO:
     """PPO for a block of decisions that ends at `end` of `total`; the learning rate falls to zero over all of them."""
+    rollout = env.num_envs * config.rollout_length
     model = PPO(
         "MlpPolicy",
         env,
-        learning_rate=linear(config.learning_rate, end, total),
+        learning_rate=linear(config.learning_rate, end, total, rollout),
         n_steps=config.rollout_length,
-        batch_size=min(config.batch_size, env.num_envs * config.rollout_length),
+        batch_size=min(config.batch_size, rollout),
         n_epochs=config.num_epochs,
         gamma=config.gamma,
         gae_lambda=config.gae_lambda,
