@@ -211,7 +211,7 @@ full = examine_report.shipped(run.task.name)
 print(examine_report.dream_table(full) if full else f"no full run of {run.task.name} is published yet; wm report --task {run.task.name} measures yours")
 
 # %% [markdown]
-# ![CarRacing twice: the first frame of a race, and M's dream, in which the road is soon lost and the car drives over grass](../assets/figures/car-racing-dream.gif)
+# ![CarRacing twice: the first frame of a race, and M's dream, in which a road comes, is lost in the grass and comes again](../assets/figures/car-racing-dream.gif)
 #
 # ![LunarLander twice: the first frame, and M's dream, in which the ship sinks, fades into two and begins again](../assets/figures/lunar-lander-dream.gif)
 #
