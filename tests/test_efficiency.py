@@ -237,7 +237,7 @@ def test_a_damaged_row_is_named(tmp_path: Path, line: str) -> None:
 def test_the_tables_say_what_is_a_bound_and_what_others_published() -> None:
     found = summarise(planted(ceiling=-0.5), TARGET)
     others = [
-        {"agent": "SimPLe", "decisions": 100_000, "score": 12.82},
+        {"agent": "SimPLe", "decisions": 100_000, "score": 12.82, "by_seed": [12.82] * 5},
         {"agent": "PPO (zoo)", "decisions": 10_000_000, "score": 20.989},
     ]
     lines = tables(found, others).splitlines()
@@ -252,7 +252,7 @@ def test_the_tables_say_what_is_a_bound_and_what_others_published() -> None:
     assert [line for line in efficiency.published_table(others).splitlines()[2:] if "(published)" not in line] == []
     shown = efficiency.overview([found | {"task": "pong"}], [entry | {"task": "pong"} for entry in others])
     *_, head, _, last = shown.splitlines()
-    assert head.split("|")[1:3] == [" published, at 100,000 decisions ", " SimPLe "] and "zoo" not in head
+    assert head.split("|")[1:3] == [" published, at 100,000 decisions ", " SimPLe (seeds: 5) "] and "zoo" not in head
     assert [cell.strip() for cell in last.split("|")[1:3]] == ["pong", "12.8"]
 
 

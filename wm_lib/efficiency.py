@@ -258,7 +258,8 @@ def overview(results: Sequence[Mapping[str, Any]], others: Sequence[Mapping[str,
     small = {}
     for entry in others:
         if entry["decisions"] == SMALL:
-            small.setdefault(entry["agent"], {})[entry["task"]] = f"{entry['score']:.1f}"
+            told = f"{entry['agent']} (seeds: {_seeds(entry)})"
+            small.setdefault(told, {})[entry["task"]] = f"{entry['score']:.1f}"
     tasks = [found["task"] for found in results if any(found["task"] in scores for scores in small.values())]
     rows = [(task, *(scores.get(task, "-") for scores in small.values())) for task in tasks]
     parts = [ratios, scores]
@@ -280,9 +281,14 @@ def _score_rows(found: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
 
 def _published_rows(others: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, ...]]:
     for entry in others:
-        score, seeds = f"{entry['score']:.1f}", str(entry.get("seeds", len(entry.get("by_seed", ())) or "-"))
+        score, seeds = f"{entry['score']:.1f}", _seeds(entry)
         early, final = (score, "-") if entry["decisions"] == SMALL else ("-", score)
         yield f"{entry['agent']} (published)", seeds, early, final, f"{entry['decisions']:,}", "-", "-"
+
+
+def _seeds(entry: Mapping[str, Any]) -> str:
+    """Of how many trainings a published score is the mean, "-" where its source does not say."""
+    return str(entry.get("seeds", len(entry.get("by_seed", ())) or "-"))
 
 
 def _ratio(level: Mapping[str, Any] | None) -> str:
