@@ -31,6 +31,7 @@ class Task:
         rendered: Whether its native observation is a vector, so that frames have to be asked for.
         blank: What is painted black in the frame, (top, bottom, left, right): on CarRacing the digits of the return.
         sampled: Whether scores are measured with sampled actions; otherwise the most likely action is taken.
+        unseen_goal: Whether a well-ended episode ends without a sign beforehand in what C sees: a lap of CarRacing.
         simulated: Whether it is played in `wm_lib.worlds.simulation`, where there is no target.
     """
 
@@ -49,6 +50,7 @@ class Task:
     # Keys of finished stages are made of the repr: what came later stays out of it.
     rendered: bool = field(default=False, repr=False)
     blank: tuple[int, int, int, int] | None = field(default=None, repr=False)
+    unseen_goal: bool = field(default=False, repr=False)
     simulated: bool = field(default=False, repr=False)
 
     @property
@@ -81,7 +83,7 @@ TASKS: dict[str, Task] = {
         Task("breakout", "BreakoutNoFrameskip-v4", "Breakout-v5", 300.0, _PADDLE, 27_000,
              frames_per_decision=4, atari=True, fire=True, crop=(13, 77, 0, 64), sampled=True),
         Task("car-racing", "CarRacing-v3", "CarRacing-v3", 900.0, _DRIVING, 250,
-             action_repeat=4, frames_per_decision=4, sampled=True, blank=(56, 64, 0, 8)),
+             action_repeat=4, frames_per_decision=4, sampled=True, blank=(56, 64, 0, 8), unseen_goal=True),
     )
 }  # fmt: skip
 

@@ -185,7 +185,7 @@ def train_pixels(
 
     def make_vec_env(step: int) -> PixelVecEnv:
         env = make_env(settings.num_envs, derive_seed(seed, "pixels", step))
-        return PixelVecEnv(env, goal_goes_on=task.name == "car-racing", **rewards)
+        return PixelVecEnv(env, goal_goes_on=task.unseen_goal, **rewards)
 
     def make_model(env: VecEnv, step: int, end: int) -> PPO:
         return _make_ppo(env, settings, falling_over, end, derive_seed(seed, "pixels", "torch", step))

@@ -233,7 +233,7 @@ def train_ppo(
             clip_reward=config.clip_reward,
             end_at_lost_life=config.end_at_lost_life,
             tile_price=config.tile_price,
-            goal_goes_on=task.name == "car-racing",
+            goal_goes_on=task.unseen_goal,
         )
 
     def make_model(env: VecEnv, step: int, end: int) -> PPO:
