@@ -43,7 +43,7 @@ def test_a_notebook_shows_a_picture_or_two_and_says_where_from(script: Path) -> 
     text = script.read_text(encoding="utf-8")
     shown = SHOWN.findall(text)
     at_least = 0 if script.stem == "01_diagnostics" else 1  # that one has tables, and no plot
-    assert at_least <= len(shown) <= 2 and len(shown) == len(re.findall(r"\.\./assets/figures/.*\.png", text))
+    assert at_least <= len(shown) <= 2 and len(shown) == len(re.findall(r"\.\./assets/figures/[^)]*\.png", text))
     for alternative, name, caption in shown:
         assert name.startswith(script.stem[:3]) and len(alternative) > 20
         assert re.findall(r"`(\w+)`", caption) == [index[name]["budget"]]
