@@ -179,7 +179,8 @@ plots.bars(
 # %% [markdown]
 # **Explain.** If the return rises in the dream and, beyond the intervals, not in reality, C has found something that pays only there: a flaw of M, which
 # evolution will always find if it is worth something. The paper's remedy is a higher *temperature*: a bolder dream is harder to exploit.
-# Another is better data: a world model knows only what it has been shown; in a first round, as at budgets smoke and laptop, that is random play.
+# Another is better data: a world model knows only what it has been shown; in a first round, as at budgets smoke and laptop, that is
+# random play.
 
 # %% [markdown]
 # ## 4. How much to trust a dream
@@ -198,8 +199,8 @@ print(f"{episodes} episodes each; rank correlation of {candidates} controllers")
 print(examine_report.returns_table(honest))
 
 # %% [markdown]
-# **Explain.** Behind ± stands the standard error: returns that differ by less than two of them cannot be told apart. A dream that pays the trained controller no more than a random one has not understood what the reward is for. And a
-# dream whose ranking has nothing to do with reality's is no place to train in, however pretty its pictures. Among n candidates chance
+# **Explain.** Behind ± stands the standard error: returns that differ by less than two of them cannot be told apart. A dream that pays the
+# trained controller no more than random play has not understood what the reward is for. And a dream whose ranking has nothing to do with reality's is no place to train in, however pretty its pictures. Among n candidates chance
 # alone makes correlations of about ±1/√(n−1): temperatures closer than that cannot be told apart. Where random play earns more asleep
 # than awake, the dream is too kind.
 

@@ -1,10 +1,10 @@
 """How many real decisions does a world model save? Our agent and PPO from pixels, measured alike while they learn.
 
 Both see the same frames of the same games; PPO learns on the fast path, where there is one, as our C does unless
-`collect.gymnasium_fraction` says otherwise. After every so many real decisions they are measured by the
-protocol of `wm_lib.evaluation`, in Gymnasium's own environment; measuring costs neither decisions nor time. Its seeds
-are not those of final scores, so that PPO is not stopped by luck on the very games that it is judged by. What is
-measured becomes a row of `curves.csv` and is not measured again; `wm_lib.efficiency` computes all figures from these.
+`collect.gymnasium_fraction` says otherwise. After every so many real decisions they are measured by the protocol of
+`wm_lib.evaluation`, in Gymnasium's own environment; measuring costs neither decisions nor time. Its seeds are not those
+of final scores, so that PPO is not stopped by luck on the very games that it is judged by. What is measured becomes a
+row of `curves.csv` and is not measured again; `wm_lib.efficiency` computes all figures from these.
 """
 
 from __future__ import annotations

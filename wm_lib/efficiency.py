@@ -84,7 +84,7 @@ def curves_of(rows: Sequence[Row], agent: str, collected: int = 0) -> dict[int, 
     It is random play until the `collected` decisions of random play are made from which V and M learn.
     """
     start = _random(rows).score
-    begin = [(0, start, 0.0), (collected, start, 0.0)][: 1 + bool(collected)]
+    begin = [(at, start, 0.0) for at in sorted({0, collected})]
     found = {}
     for seed in sorted({row.seed for row in rows if row.agent == agent}):
         own = [row for row in rows if (row.agent, row.seed, row.kind) == (agent, seed, "curve")]
@@ -151,7 +151,7 @@ def _level(through: Mapping[str, Sequence[Curve]], score: float) -> dict[str, An
 
 
 def _as_ours(ppo: Sequence[Curve], score: float) -> dict[str, Any]:
-    """The same for the score that ours has after `SMALL` decisions: how many PPO takes to it."""
+    """As `_level`, for the score that ours has after `SMALL` decisions: how many PPO takes to it."""
     steps, reached = _steps_to(score, ppo)
     return _ratio_of({"ours": [SMALL] * len(ppo), "ppo": steps}, {"ours": len(ppo), "ppo": reached}) | {"score": score}
 

@@ -204,7 +204,7 @@ def drift_in_pixels(
 
 
 def drift_of_positions(run: Pipeline, world_model: NeuralWorldModel, truth: Truth) -> dict[str, dict[str, float]]:
-    """Where does the dream think the ball is? Median errors on episodes the probe has not learnt from, see `unit`.
+    """Where does the dream think the ball is? Median errors, in the units of `names`, on episodes new to the probe.
 
     Returns:
         For each number of steps k and position: `<name>` of the dream, `<name>_copy` of the last real z and
