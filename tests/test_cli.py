@@ -384,6 +384,10 @@ def test_what_is_published_is_measured_again_exactly(trained, capsys, tmp_path):
     assert longer["score"]["returns"][:2] == manifest["score"]["returns"] and longer["score"]["episodes"] == 3
     assert longer | {"score": 0} == manifest | {"score": 0}
     assert report.results_table([longer]) in (tmp_path / "README.md").read_text()
+    assert cli.main(["evaluate", "--task", "lunar-lander", "--episodes", "2", "--seed", "50000", "--publish"]) == 0
+    checked = checkpoints.read_json(published)
+    assert checked.pop("check_score")["seeds"] == [50_000, 50_001] and checked == longer
+    longer = checkpoints.read_json(published)
     others = ["--run-dir", str(trained / "run"), "--seed", "10001"]
     for options, told in ((others, "begin with seed 10000"), (["--random", "--seed", "7"], "begin with seed 10000")):
         assert cli.main(["evaluate", "--task", "lunar-lander", "--episodes", "1", *options, "--publish"]) == 1

@@ -178,12 +178,17 @@ def test_the_figures_of_a_manifest_follow_from_its_returns(path: Path) -> None:
     manifest = checkpoints.read_json(path)
     task = TASKS[path.stem]
     assert (manifest["task"], manifest["env_id"], manifest["target"]) == (task.name, task.env_id, task.target)
-    for name in ("score", "random_score", *(["sticky_score"] if task.atari else [])):
+    names = {"score", "random_score", *(["sticky_score"] if task.atari else [])}
+    for name in names | ({"check_score"} & set(manifest)):
         score = manifest[name]
         assert score["seeds"] == list(range(score["seeds"][0], score["seeds"][0] + score["episodes"]))
         again = summarise(score["returns"], score["seeds"])
         for key, value in again.items():
             assert score[key] == pytest.approx(value), key
+    if "check_score" in manifest:
+        low, high = manifest["score"]["ci95"]
+        assert not set(manifest["check_score"]["seeds"]) & set(manifest["score"]["seeds"])
+        assert abs(manifest["check_score"]["mean"] - manifest["score"]["mean"]) < high - low
     steps = manifest["real_steps"]
     assert steps["total"] == sum(value for name, value in steps.items() if name != "total")
     enough = manifest["score"]["episodes"] >= 100 and manifest["score"]["mean"] >= manifest["target"]

@@ -90,8 +90,18 @@ def test_an_untrained_m_is_another_one_behind_the_same_eyes(run: Pipeline) -> No
     z, action = model.encode(frames), np.zeros(2, np.int64)
     before = model.initial_state(2)
     assert not np.allclose(fresh.step(z, action, before), model.step(z, action, before))
+    np.testing.assert_array_equal(fresh.mdn_rnn.steady, model.mdn_rnn.steady)  # what M reads is the same
     again = experiments._world_model(run, Variant(untrained=True))
     np.testing.assert_array_equal(again.step(z, action, before), fresh.step(z, action, before))
+
+
+def test_variants_do_not_dream_because_the_run_does(run: Pipeline) -> None:
+    own = run.loaded.controller.model_copy(update={"where": "dream_then_real", "dream_temperature": 0.5})
+    dreamer = replace(run, loaded=run.loaded.model_copy(update={"controller": own}))
+    learns = {name: with_changes(dreamer, variant).config.controller for name, variant in VARIANTS.items()}
+    assert {learns[name].where for name in (*EXPERIMENTS["features"], *EXPERIMENTS["size"])} == {"real"}
+    assert (learns["dream"].where, learns["dream"].dream_temperature) == ("dream", 1.0)
+    assert len({repr(settings) for settings in learns.values()}) == len(VARIANTS) - 4  # which see or remember otherwise
 
 
 def test_cma_es_gets_as_many_decisions_as_ppo(run: Pipeline) -> None:

@@ -51,11 +51,12 @@ def test_the_table_holds_every_figure_and_its_columns_line_up() -> None:
     lines = table.splitlines()
     assert len({len(line) for line in lines}) == 1
     cells = [cell.strip() for cell in lines[2].strip("|").split("|")]
-    assert cells[:5] == ["pong", "5.0 [4.0, 6.0]", "-", "-20.0 [-21.0, -19.0]", "18"]
+    assert cells[:6] == ["pong", "5.0 [4.0, 6.0]", "-", "-", "-20.0 [-21.0, -19.0]", "18"]
     longest = max(report.published(report.project_root(), "pong"), key=lambda entry: entry["decisions"])
-    assert cells[5:] == [f"{longest['score']:.1f}", "30", "laptop, 2 rounds", "1,040,960", "6"]
+    assert cells[6:] == [f"{longest['score']:.1f}", "30", "laptop, 2 rounds", "1,040,960", "6"]
     sticky = manifest("pong", 5.04, 4, 6, -19) | {"sticky_score": {"mean": 3.0, "ci95": [1, 5]}}
-    assert "| 5.0 [4.0, 6.0] | 3.0 [1.0, 5.0]" in report.results_table([sticky])
+    sticky["check_score"] = {"mean": 4.5, "ci95": [4, 5]}
+    assert "| 5.0 [4.0, 6.0] | 4.5 [4.0, 5.0] | 3.0 [1.0, 5.0]" in report.results_table([sticky])
     assert "431.1 [400.0, 462.0]" in lines[3]
     once = manifest("pong", 5.04, 4, 6, -19) | {"rounds": 1, "command": "wm train --task pong --budget full"}
     assert "| 5.0 [4.0, 6.0] (a gate failed) |" in report.results_table([sticky | {"failed_gates": ["probe"]}])
@@ -156,6 +157,15 @@ def test_a_worse_score_is_not_published_unless_forced(tmp_path, measured) -> Non
     assert published_mean(tmp_path, "pong") == 19.0
     measured("pong", 19.0)  # as good is good enough: what is published can be published again
     assert report.publish(tmp_path / "run", tmp_path)[1] == []
+
+
+def test_a_score_of_fewer_games_is_not_published_unless_forced(tmp_path, measured) -> None:
+    measured("pong", 20.0)
+    report.publish(tmp_path / "run", tmp_path)
+    measured("pong", 21.0, episodes=30)
+    assert report.publish(tmp_path / "run", tmp_path)[1] == ["pong (30 games are fewer than the 100 published)"]
+    assert published_mean(tmp_path, "pong") == 20.0
+    assert report.publish(tmp_path / "run", tmp_path, force=True)[1] == []
 
 
 def test_scores_of_other_modes_are_not_compared(tmp_path, measured) -> None:

@@ -84,6 +84,24 @@ def test_later_rounds_may_be_played_on_the_other_path_and_explore_less(tmp_path)
     assert other.config.controller.entropy == 0 and other.config.controller.num_steps == ROUNDS["controller_steps"]
 
 
+def test_no_round_draws_what_another_drew(tmp_path):
+    third = open_round(tmp_path / "run", 3)
+    seeds = [run.round_seed for run in third.rounds]
+    assert seeds[0] == third.seed and len(set(seeds)) == 3
+
+
+@pytest.mark.parametrize(
+    ("section", "told"),
+    [({"end_at_lost_life": True}, "lunar-lander has no lives"), ({"tile_price": 1.0}, "needs Gymnasium's CarRacing")],
+)
+def test_rewards_that_a_task_does_not_have_are_refused(tmp_path, section, told):
+    sections = {"controller": TINY["controller"] | section, "collect": TINY["collect"] | {"gymnasium_fraction": 1.0}}
+    config = write_config(tmp_path / "c.yaml", **TINY | sections)
+    run = Pipeline.open("lunar-lander", "smoke", tmp_path / "run", 0, config)
+    with pytest.raises(UsageError, match=told):
+        stages.train_controller(run, None, tmp_path)
+
+
 def test_settings_of_later_rounds_touch_later_rounds_only(ran, tmp_path):
     open_round(tmp_path / "run", 2).build("controller")
     ran.clear()

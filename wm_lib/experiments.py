@@ -40,7 +40,7 @@ class Variant:
     """What is different from the run's own settings.
 
     Attributes:
-        changes: In the section `controller`.
+        changes: In the section `controller`; C learns `AWAKE` unless they say otherwise.
         blind_to: "z" or "h", the part of the features that C sees as zeros; "" = it sees all.
         untrained: Whether M is left as it was drawn, before its first update.
     """
@@ -50,6 +50,7 @@ class Variant:
     untrained: bool = False
 
 
+AWAKE = {"where": "real", "dream_temperature": 1.0}
 VARIANTS = {
     "as it is": Variant(),
     "z only": Variant(blind_to="h"),
@@ -193,7 +194,7 @@ def _measured(run: Pipeline, name: str) -> Row:
 def with_changes(run: Pipeline, variant: Variant) -> Pipeline:
     """The run with the settings of a variant."""
     own = run.loaded.controller
-    changes = dict(variant.changes)
+    changes = AWAKE | variant.changes
     if changes.get("type") == "original":
         # As many decisions as PPO makes, if episodes stay as long as those of random play; the row says what it took.
         first = run.latents()["first"]
@@ -215,6 +216,7 @@ def _world_model(run: Pipeline, variant: Variant, bf16: bool = False) -> WorldMo
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derive_seed(run.seed, "untrained"))
             fresh = MDNRNN(trained.z_dim, trained.num_actions, trained.rnn_size, trained.num_mixtures)
+        fresh.steady.copy_(trained.steady)  # what it reads is of the data, and not learnt by gradients
         world_model = NeuralWorldModel(world_model.vae, fresh, run.config.controller.recent_z, bf16)
     return Blindfold(world_model, variant.blind_to) if variant.blind_to else world_model
 

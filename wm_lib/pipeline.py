@@ -34,7 +34,7 @@ from wm_lib.config import load_config, resolve_budget
 from wm_lib.control.controller import Controller
 from wm_lib.errors import StageError, UsageError
 from wm_lib.modes import resolve_mode, task_in
-from wm_lib.seeding import check_seed
+from wm_lib.seeding import check_seed, derive_seed
 from wm_lib.settings import Config
 from wm_lib.stages import CHECKS, SECTIONS, STEPS
 from wm_lib.stages import STAGES as STAGES_OF
@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     from wm_lib.models.world_model import WorldModel
 
 STAGES = STAGES_OF["full"]
-VERSION = 5  # of the stages' meaning: raise it when a stage's result changes for the same settings
+VERSION = 6  # of the stages' meaning: raise it when a stage's result changes for the same settings
 DREAMS = {"where", "dream_steps", "dream_temperature"}  # of the controller's settings
 _NOT_KEPT = ("stage", "started", "gates", "checkpoint")  # files of these names are not what a stage is made for
 _RECORD = {"key", "seed", "config", "minutes", "files", "facts"}  # what is read from a stage.json
@@ -141,6 +141,11 @@ class Pipeline:
     def config(self) -> Config:
         """The settings of this round."""
         return self.loaded.for_round(self.round)
+
+    @property
+    def round_seed(self) -> int:
+        """Seed of what is drawn in this round: a later one must not play the games of the one before again."""
+        return self.seed if self.round == 1 else derive_seed(self.seed, "round", self.round)
 
     @cached_property
     def previous(self) -> Pipeline | None:

@@ -51,7 +51,7 @@ def _collect(run: Pipeline, directory: Path) -> dict[str, Any]:
         num_steps=config.num_steps,
         num_envs=config.num_envs,
         shard_length=config.shard_length,
-        seed=run.seed,
+        seed=run.round_seed,
         make_policy=_explorer(run, config.num_envs),
         gymnasium_fraction=config.gymnasium_fraction,
         log_dir=directory,
@@ -63,7 +63,7 @@ def _vae(run: Pipeline, directory: Path) -> dict[str, Any]:
     from wm_lib.models import vae
 
     start = vae.load_vae(run.previous.weights("vae")) if run.previous else None
-    net = vae.train_vae(run.rollouts(), run.config.vae, seed=run.seed, directory=directory, start=start)
+    net = vae.train_vae(run.rollouts(), run.config.vae, seed=run.round_seed, directory=directory, start=start)
     vae.save_vae(directory / "vae.safetensors", net, {"task": run.task.name})
     return {"num_params": sum(p.numel() for p in net.parameters())}
 
@@ -93,7 +93,7 @@ def _mdn_rnn(run: Pipeline, directory: Path) -> dict[str, Any]:
         latents,
         run.config.mdnrnn,
         num_actions=run.task.num_actions,
-        seed=run.seed,
+        seed=run.round_seed,
         directory=directory,
         start=start,
     )
@@ -133,16 +133,18 @@ def train_controller(run: Pipeline, world_model: WorldModel, directory: Path) ->
         from wm_lib.worlds.envs import make_env
 
         backend = "gymnasium" if run.config.collect.gymnasium_fraction == 1 else "auto"
-        if config.tile_price and backend == "auto":
+        if config.tile_price and (backend == "auto" or run.task.name != "car-racing"):
             raise UsageError(
                 f"controller.tile_price {config.tile_price:g} needs Gymnasium's CarRacing, which alone tells of tiles; "
                 f"set collect.gymnasium_fraction to 1 or the price to 0"
             )
-        statistics = feature_statistics(world_model, run.latents())
+        if config.end_at_lost_life and not run.task.atari:
+            raise UsageError(f"controller.end_at_lost_life is for Atari, {run.task.name} has no lives; set it to false")
         start = run.previous.directory / "controller" if run.previous else None
+        statistics = None if start else feature_statistics(world_model, run.latents())
         if config.where != "real":
             asleep = directory if config.where == "dream" else directory / "dream"
-            controller = _dream(run, asleep, statistics, start)
+            controller = _dream(run, asleep, world_model.feature_dim, statistics, start)
             facts, start = {"dream_steps": controller.meta["dream_steps"]}, asleep
             if run.watch:
                 run.watch(run, controller, 0)
@@ -151,7 +153,7 @@ def train_controller(run: Pipeline, world_model: WorldModel, directory: Path) ->
                 world_model,
                 run.task,
                 config,
-                seed=run.seed,
+                seed=run.round_seed,
                 directory=directory,
                 make_env=lambda num_envs, seed: make_env(run.task, num_envs, seed, backend),
                 statistics=statistics,
@@ -169,7 +171,7 @@ def train_controller(run: Pipeline, world_model: WorldModel, directory: Path) ->
             world_model,
             run.task,
             config,
-            seed=run.seed,
+            seed=run.round_seed,
             directory=directory,
             log_dir=directory,
             start=start,
@@ -179,7 +181,13 @@ def train_controller(run: Pipeline, world_model: WorldModel, directory: Path) ->
     return {"real_steps": controller.meta["real_steps"], **facts}
 
 
-def _dream(run: Pipeline, directory: Path, statistics: tuple[np.ndarray, np.ndarray], start: Path | None) -> Controller:
+def _dream(
+    run: Pipeline,
+    directory: Path,
+    feature_dim: int,
+    statistics: tuple[np.ndarray, np.ndarray] | None,
+    start: Path | None,
+) -> Controller:
     """Train C by PPO in the dreams of M, which begin anywhere in the data; it costs no real decisions."""
     from wm_lib.control.ppo import train_ppo
     from wm_lib.dreams import dreams_of
@@ -187,10 +195,10 @@ def _dream(run: Pipeline, directory: Path, statistics: tuple[np.ndarray, np.ndar
 
     config = run.config.controller
     controller = train_ppo(
-        Dreamt(len(statistics[0])),
+        Dreamt(feature_dim),
         run.task,
         config.model_copy(update={"num_steps": config.dream_steps, "end_at_lost_life": False, "tile_price": 0.0}),
-        seed=derive_seed(run.seed, "dream"),
+        seed=derive_seed(run.round_seed, "dream"),
         directory=directory,
         make_env=lambda num_envs, seed: dreams_of(run, num_envs, 0, config.dream_temperature, "anywhere", seed),
         statistics=statistics,
@@ -275,15 +283,15 @@ def _check_latents(run: Pipeline, facts: dict[str, Any]) -> list[gates.Gate]:
         limits = dict.fromkeys(small, settings.max_pixels) if settings.max_pixels else None
 
         def seen(policy: rollouts.Policy) -> dict[str, dict[str, float | None]]:
-            truth = probes.play(task, eyes, policy, probes.NUM_ENVS, settings.probe_decisions, run.seed)
+            truth = probes.play(task, eyes, policy, probes.NUM_ENVS, settings.probe_decisions, run.round_seed)
             arrays = (truth[name] for name in ("z", "values", "visible", "episode"))
-            return probes.probe(*arrays, names(task), kind="mlp", seed=run.seed)
+            return probes.probe(*arrays, names(task), kind="mlp", seed=run.round_seed)
 
-        random = _random_player(task.num_actions, probes.NUM_ENVS, run.config.collect.repeat, run.seed)
+        random = _random_player(task.num_actions, probes.NUM_ENVS, run.config.collect.repeat, run.round_seed)
         checks.append(gates.probe_error(seen(random), limits=limits, only=positions))
         if run.previous:
             # On good play a V that is new to it is only asked not to be blind.
-            play = seen(_explorer(run, probes.NUM_ENVS)(run.seed))
+            play = seen(_explorer(run, probes.NUM_ENVS)(run.round_seed))
             checks.append(replace(gates.probe_error(play, only=positions), name="probe_agent"))
     return checks
 
