@@ -76,8 +76,8 @@ print(f"{run.task.name}: {run.directory}")
 # those that differ from the median of their own episode and those around them, weigh more. A third help is for whoever reads *z*:
 # frames that follow each other should have *z* that lie near each other. That is called *slowness*. In LunarLander there is a
 # fourth, a *fovea*: V draws the window around the foreground once more, always in the middle, and so learns which way the ship leans.
-# In Breakout the fourth help is *places*: the first numbers of *z* are x and y of what moves, of ball and paddle. Section 3 shows
-# where they are.
+# In Breakout, and in Pong where the budget is `full`, the fourth help is *places*: the first numbers of *z* are x and y of what moves,
+# of ball and paddles. Section 3 shows where they are.
 #
 # **Predict.** Which parts of the frame below will be foreground?
 

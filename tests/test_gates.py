@@ -165,8 +165,10 @@ def test_a_ball_that_can_be_read_passes_and_a_lost_one_fires() -> None:
 def test_nothing_to_probe_is_not_a_pass() -> None:
     unseen = {"median_error": None, "mean_baseline_error": None, "r2": None, "num_test": 0}
     gate = probe_error({"ball_x": unseen})
-    assert not gate.passed and "nothing in sight" in gate.measured
-    assert probe_error(seeing(lost=False) | {"paddle_x": unseen}).passed
+    assert not gate.passed and "ball_x not in sight" in gate.measured
+    gate = check(probe_error(seeing(lost=False) | {"paddle_x": unseen}), False)  # a ball never served has no place
+    assert "paddle_x not in sight" in gate.measured and "frames" in gate.advice
+    check(probe_error(seeing(lost=False) | {"paddle_x": unseen}, only=("ball_x", "ball_y")), True)
     broken = {"ball_x": {"median_error": math.nan, "mean_baseline_error": 10.0, "r2": None, "num_test": 50}}
     check(probe_error(broken), False)
 
@@ -236,7 +238,8 @@ def swinging(num_sequences: int = 6, length: int = 120, episode_length: int = 57
             z, h = rng.normal(size=(num_sequences, 2)).astype(np.float32), world.initial_state(num_sequences)
         mu[:, t] = z
         z, _, _, h = world.imagine(z, action[:, t], h, 0.0, rng)
-    return {"mu": mu, "action": action.astype(np.uint8), "first": first}
+    latents = {"mu": mu, "action": action.astype(np.uint8), "first": first}
+    return latents | {"terminated": np.zeros(shape, bool)}
 
 
 def test_a_model_that_knows_the_world_does_not_drift() -> None:
@@ -247,6 +250,10 @@ def test_a_model_that_knows_the_world_does_not_drift() -> None:
     for k in (1, 5, 15, 50):
         assert found[f"error_{k}"] < 1e-4 < 0.1 < found[f"copy_{k}"]
     gate = check(drift_bounded(Swing(), latents), True)
+    latents["terminated"][:, 9::10] = True  # a life of ten steps, then another serve
+    assert set(open_loop_error(Swing(), latents)) == {"spread", "error_1", "copy_1", "error_5", "copy_5"}
+    mortal = open_loop_error(Swing(), latents, horizons=(10,), num_starts=10_000)
+    assert set(mortal) == {"spread"}  # ten steps from anywhere go past an end
     assert "k=50" in gate.measured and "copying" in gate.measured
 
 

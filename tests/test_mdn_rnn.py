@@ -14,7 +14,7 @@ from wm_lib import checkpoints
 from wm_lib.errors import StageError, UsageError
 from wm_lib.events import read_scalars
 from wm_lib.models import mdn_rnn, training
-from wm_lib.models.forecast import calibration, evaluate_mdn_rnn, linear_prediction
+from wm_lib.models.forecast import calibration, evaluate_mdn_rnn, linear_prediction, log_change
 from wm_lib.models.latents import Batch, Latents, Stream
 from wm_lib.models.mdn_rnn import (
     MDNRNN,
@@ -252,7 +252,13 @@ def test_steady_is_what_its_last_value_predicts_better_than_its_mean() -> None:
     # A jump from one episode to the next is not a change.
     levels = rng.normal(size=(40, 10, 1)).repeat(20, 1)
     ends = np.tile(np.arange(200) % 20 == 19, (40, 1))
-    assert steady_numbers(make_latents(levels, terminated=ends), np.arange(40)).tolist() == [1]
+    mortal = make_latents(levels, terminated=ends)
+    assert steady_numbers(mortal, np.arange(40)).tolist() == [1]
+    # Nor is one from a lost life to the next, with which no episode begins; nobody is asked to foresee that.
+    mortal["first"] = np.zeros((40, 200), bool)
+    assert steady_numbers(mortal, np.arange(40)).tolist() == [1]
+    np.testing.assert_allclose(log_change(mortal, np.arange(40)), np.log(2 * np.exp(-6)) / 2, rtol=1e-5)
+    assert np.exp(linear_prediction(mortal, np.arange(40), 1)[1]) < 0.1
 
 
 # The windows
@@ -473,6 +479,17 @@ def test_calibration_puts_what_was_said_beside_what_came() -> None:
     boastful = calibration(said, (rng.random(100_000) < said / 2).astype(float))
     assert all(came < 0.6 * promised for promised, came, _ in boastful[2:])
     assert calibration(np.array([0.3]), np.array([1.0])) == [[0.3, 1.0, 1]]
+
+
+def test_going_on_where_rewards_are_larger_it_expects_what_it_expected(planted, planted_model, tmp_path) -> None:
+    richer = planted | {"reward": 3 * planted["reward"]}
+    still = tiny(num_updates=1, learning_rate=1e-9)
+    model = train_mdn_rnn(richer, still, num_actions=3, seed=0, directory=tmp_path, start=planted_model)
+    assert float(model.reward_scale) == pytest.approx(3 * float(planted_model.reward_scale), rel=1e-5)
+    z, action = torch.from_numpy(planted["mu"][:2]), torch.from_numpy(planted["action"][:2].astype(np.int64))
+    expected = planted_model(z, action)[1]
+    assert expected.abs().max() > 0.1
+    torch.testing.assert_close(model(z, action)[1], expected, atol=1e-5, rtol=1e-4)
 
 
 def test_a_single_sequence_is_refused(planted: Latents, tmp_path: Path) -> None:

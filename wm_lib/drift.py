@@ -19,6 +19,7 @@ def dream_along(
     first: np.ndarray,
     num_steps: int,
     *,
+    ended: np.ndarray | None = None,
     where: np.ndarray | None = None,
     num_starts: int = 128,
     warm_up: int = 32,
@@ -32,8 +33,10 @@ def dream_along(
         action: int64 (rows, time).
         first: bool (rows, time), whether an episode begins there.
         num_steps: Steps that are dreamt.
+        ended: bool (rows, time), whether a life was lost there; none if None. A dream ends there, and what follows is a
+            serve that nobody can foresee.
         where: bool (rows, time), the moments at which a dream may begin; all if None.
-        num_starts: Dreams, from random moments after which the episode goes on for as long.
+        num_starts: Dreams, from random moments after which the episode, and the life, goes on for as long.
         warm_up: Most real steps read before.
         seed: Seed of the moments.
 
@@ -46,6 +49,9 @@ def dream_along(
     episode = begins.cumsum(1)
     last = max(0, z.shape[1] - num_steps)
     possible = episode[:, num_steps:] == episode[:, :last]
+    if ended is not None:
+        lost = np.cumsum(ended, axis=1) - ended  # before each moment
+        possible &= lost[:, num_steps:] == lost[:, :last]
     if where is not None:
         possible &= where[:, :last]
     moments = np.argwhere(possible)
@@ -80,7 +86,7 @@ def open_loop_error(
 
     Args:
         world_model, num_starts, warm_up, seed: See `dream_along`.
-        latents: `mu`, `action` and `first`, see `wm_lib.models.latents`.
+        latents: `mu`, `action`, `first` and `terminated`, see `wm_lib.models.latents`.
         sequences: Indices of the sequences to look at, best those held out; all if None.
         horizons: The numbers k of dreamt steps.
 
@@ -91,11 +97,11 @@ def open_loop_error(
     """
     index = np.arange(len(latents["mu"])) if sequences is None else np.asarray(sequences)
     mu, action = latents["mu"][index].astype(np.float32), latents["action"][index].astype(np.int64)
-    first = latents["first"][index]
+    first, ended = latents["first"][index], latents["terminated"][index]
     found = {"spread": rms(mu - mu.mean((0, 1), dtype=np.float64))}
     for k in sorted(horizons):
         row, start, dreamt = dream_along(
-            world_model, mu, action, first, k, num_starts=num_starts, warm_up=warm_up, seed=seed
+            world_model, mu, action, first, k, ended=ended, num_starts=num_starts, warm_up=warm_up, seed=seed
         )
         if len(row):
             goal = mu[row, start + k]

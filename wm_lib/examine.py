@@ -37,13 +37,15 @@ def examine(run: Pipeline) -> dict[str, Any]:
         StageError: M has not been made.
     """
     stages = ("latents", "mdn_rnn", "controller")
+    weights = {f"{stage}.safetensors": run.weights(stage) for stage in ("vae", "mdn_rnn", "controller")}
+    weights = {name: checkpoints.sha256_file(path) for name, path in weights.items() if path.exists()}
     keys = {stage: run.facts(stage)["key"] for stage in stages if stage != "controller" or has_controller(run)}
     made_from = {"version": VERSION, "stages": keys, "probe_decisions": run.config.gates.probe_decisions}
     path = run.directory / "examination.json"
     try:
         found = checkpoints.read_json(path)
         if found["made_from"] == made_from:
-            return found
+            return found | {"weights": weights}
     except (StageError, KeyError, TypeError):  # none yet, or damaged
         pass
     truths = play_with_truth(run)
@@ -64,6 +66,7 @@ def examine(run: Pipeline) -> dict[str, Any]:
         "config": run.config.to_dict(),
         "command": anywhere(f"wm report {run.arguments}"),
         "failed_gates": run.failed_gates(),
+        "weights": weights,
         **provenance.stamp(),
     }
     checkpoints.write_json(path, found)
@@ -190,7 +193,12 @@ def drift_in_pixels(
     found: dict[str, dict[str, float]] = {}
     for k in drift.HORIZONS:
         row, start, dreamt = drift.dream_along(
-            world_model, mu, latents["action"][held_out], latents["first"][held_out], k, seed=run.seed
+            world_model,
+            mu,
+            *(latents[name][held_out] for name in ("action", "first")),
+            k,
+            ended=latents["terminated"][held_out],
+            seed=run.seed,
         )
         if not len(row):
             continue
@@ -221,7 +229,7 @@ def drift_of_positions(run: Pipeline, world_model: NeuralWorldModel, truth: Trut
     found: dict[str, dict[str, float]] = {}
     for k in drift.HORIZONS:
         row, start, dreamt = drift.dream_along(
-            world_model, z, action, first, k, where=test, num_starts=512, seed=run.seed
+            world_model, z, action, first, k, ended=truth["lost"], where=test, num_starts=512, seed=run.seed
         )
         errors: dict[str, float] = {}
         for suffix, seen in {"": dreamt, "_copy": z[row, start], "_seen": z[row, start + k]}.items():

@@ -152,10 +152,11 @@ def probe_error(
     """
     limits = limits or {}
     values: dict[str, float | None] = {}
-    texts, lost = [], []
+    texts, lost, unseen = [], [], []
     for name in results if only is None else only:
         error, baseline = results[name]["median_error"], results[name]["mean_baseline_error"]
         if error is None or baseline is None:
+            unseen.append(name)
             continue
         limit = limits.get(name, max_ratio * baseline)
         values |= {name: _finite(error), f"{name}_mean": _finite(baseline), f"{name}_limit": _finite(limit)}
@@ -165,11 +166,12 @@ def probe_error(
     absolute = "".join(f", {name} {limit:g}" for name, limit in limits.items() if name in values)
     return Gate(
         "probe",
-        bool(texts) and not lost,
-        "median error: " + ", ".join(texts) if texts else "nothing in sight often enough to be probed",
+        not lost and not unseen,
+        "; ".join([*(["median error: " + ", ".join(texts)] if texts else []),
+                   *([f"{', '.join(unseen)} not in sight often enough to be probed"] if unseen else [])]),
         f"at most {max_ratio:g} x the error of the mean{absolute}",
-        f"V does not see {', '.join(lost)}: raise vae.num_updates or vae.foreground_weight" if texts
-        else "probe more decisions",
+        f"V does not see {', '.join(lost)}: raise vae.num_updates or vae.foreground_weight" if lost
+        else "look at the frames (notebook 02), or raise gates.probe_decisions",
         values,
     )  # fmt: skip
 

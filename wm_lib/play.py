@@ -138,9 +138,7 @@ def play_dream(
 ) -> float:
     """Play in M alone for so many seconds of the game, `SECONDS` if None; returns the dreamt score.
 
-    It begins with the first frame of the real game of this seed.
-
-    A dream begins again where M holds its end for likelier than not.
+    It begins with the first frame of the real game of this seed, and again where M draws its end.
     """
     env = make_env(task, 1, seed, "gymnasium")
     try:
@@ -149,7 +147,7 @@ def play_dream(
         env.close()
     num = round((seconds or SECONDS) * decisions_per_second(task))
     z = world_model.encode(start)
-    dreams = DreamVectorEnv(world_model, z, 1, num, 1.0, task.num_actions, seed, done_threshold=0.5)
+    dreams = DreamVectorEnv(world_model, z, 1, num, 1.0, task.num_actions, seed)
     agent = FeatureAgent(world_model, controller, 1, [np.random.default_rng(seed)] if task.sampled else None)
     seen = films.record(dreams, agent, num, look=lambda _: world_model.decode(dreams.z))
     for t, score in enumerate(seen.reward[:, 0].cumsum()):

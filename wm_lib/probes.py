@@ -56,8 +56,8 @@ def play(
 
     Returns:
         Arrays (num_envs, num_decisions, ...): `z`; `features` (what C sees at z: z, the z before, and h, which has
-        not read z yet); `action`, chosen there; `values` and `visible`, K columns as in `truth.names`; and `episode`,
-        int64, its number.
+        not read z yet); `action`, chosen there; `values` and `visible`, K columns as in `truth.names`; `episode`,
+        int64, its number; and `lost`, bool, whether the action lost a life.
 
     Raises:
         UsageError: More than one environment of CarRacing, or one whose `info` has no truth.
@@ -76,23 +76,24 @@ def play(
         return found
 
     rows: dict[str, list[np.ndarray]] = {
-        name: [] for name in ("z", "features", "action", "values", "visible", "episode")
+        name: [] for name in ("z", "features", "action", "values", "visible", "episode", "lost")
     }
     try:
         obs, info = env.reset()
         values, visible = truth(info)
         first, episode = np.ones(num_envs, bool), np.full(num_envs, -1)
-        h = world_model.initial_state(num_envs)
+        h, lives = world_model.initial_state(num_envs), np.zeros(num_envs, int)
         for _ in range(num_decisions):
             episode[first] = episode.max() + 1 + np.arange(first.sum())
             h = np.where(first[:, None], np.float32(0), h)
             z = world_model.encode(obs)
             action = policy(obs, first)
             now = (z, world_model.features(z, h), action, values, visible, episode.copy())
-            for row, array in zip(rows.values(), now, strict=True):
-                row.append(array)
             h = world_model.step(z, action, h)
             obs, _, terminated, truncated, info = env.step(action)
+            before, lives = lives, info.get("lives", lives)
+            for row, array in zip(rows.values(), (*now, lives < before), strict=True):
+                row.append(array)
             values, visible = truth(info)
             first = terminated | truncated
             if first.any():

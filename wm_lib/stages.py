@@ -283,15 +283,15 @@ def _check_latents(run: Pipeline, facts: dict[str, Any]) -> list[gates.Gate]:
         limits = dict.fromkeys(small, settings.max_pixels) if settings.max_pixels else None
 
         def seen(policy: rollouts.Policy) -> dict[str, dict[str, float | None]]:
-            truth = probes.play(task, eyes, policy, probes.NUM_ENVS, settings.probe_decisions, run.round_seed)
+            truth = probes.play(task, eyes, policy, probes.NUM_ENVS, settings.probe_decisions, run.seed)
             arrays = (truth[name] for name in ("z", "values", "visible", "episode"))
-            return probes.probe(*arrays, names(task), kind="mlp", seed=run.round_seed)
+            return probes.probe(*arrays, names(task), kind="mlp", seed=run.seed)
 
-        random = _random_player(task.num_actions, probes.NUM_ENVS, run.config.collect.repeat, run.round_seed)
+        random = _random_player(task.num_actions, probes.NUM_ENVS, run.config.collect.repeat, run.seed)
         checks.append(gates.probe_error(seen(random), limits=limits, only=positions))
         if run.previous:
             # On good play a V that is new to it is only asked not to be blind.
-            play = seen(_explorer(run, probes.NUM_ENVS)(run.round_seed))
+            play = seen(_explorer(run, probes.NUM_ENVS)(run.seed))
             checks.append(replace(gates.probe_error(play, only=positions), name="probe_agent"))
     return checks
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from wm_lib.models.latents import Batch, Latents, Stream
+from wm_lib.models.latents import Batch, Latents, Stream, follows
 from wm_lib.models.mdn_rnn import MDNRNN, MDNOutput, mdn_nll
 
 EVALUATED_AT_ONCE = 16  # sequences
@@ -127,11 +127,11 @@ def _gaussian(mu: Tensor, log_sigma: Tensor) -> MDNOutput:
 
 
 def log_change(latents: Latents, sequences: np.ndarray) -> np.ndarray:
-    """Log of the root mean square of z_{t+1} - z_t within episodes, float32 (z_dim,), over V's posterior."""
+    """Log of the root mean square of z_{t+1} - z_t within lives, float32 (z_dim,), over V's posterior."""
     mu = latents["mu"][sequences].astype(np.float64)
     variance = np.exp(2 * latents["log_sigma"][sequences].astype(np.float64))
     square = np.square(np.diff(mu, axis=1)) + variance[:, 1:] + variance[:, :-1]
-    within = ~latents["first"][sequences][:, 1:]
+    within = follows(latents, sequences)
     return (0.5 * np.log(square[within].mean(axis=0))).astype(np.float32)
 
 
@@ -147,7 +147,7 @@ def linear_prediction(
     rng = np.random.default_rng(seed)
     mu, sigma = latents["mu"][sequences], np.exp(latents["log_sigma"][sequences])
     z = mu + sigma * rng.standard_normal(mu.shape, dtype=np.float32)
-    within = ~latents["first"][sequences][:, 1:]
+    within = follows(latents, sequences)
     action = np.eye(num_actions, dtype=np.float32)[latents["action"][sequences][:, :-1].astype(int)]
     x = np.concatenate([z[:, :-1], action], axis=-1)[within].astype(np.float64)
     y = z[:, 1:][within].astype(np.float64)

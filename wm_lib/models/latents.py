@@ -59,6 +59,11 @@ def check_latents(latents: Latents) -> None:
                 )
 
 
+def follows(latents: Latents, sequences: np.ndarray) -> np.ndarray:
+    """Whether the row after each is the next step of the same life, bool (sequences, time - 1): what M is asked for."""
+    return ~(latents["first"][sequences][:, 1:] | latents["terminated"][sequences][:, :-1].astype(bool))
+
+
 class Batch(NamedTuple):
     """Windows of B sequences and L steps, ready for M.
 

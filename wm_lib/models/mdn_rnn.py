@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from wm_lib import checkpoints
 from wm_lib.errors import StageError, UsageError
 from wm_lib.models import training
-from wm_lib.models.latents import Batch, Latents, Stream, check_latents
+from wm_lib.models.latents import Batch, Latents, Stream, check_latents, follows
 from wm_lib.rollouts import split_sequences
 from wm_lib.seeding import derive_seed
 from wm_lib.settings import MDNRNNConfig
@@ -213,8 +213,7 @@ def steady_numbers(latents: Latents, sequences: np.ndarray) -> np.ndarray:
     """Which numbers of z the z before predicts better than their mean does, V's doubts included: 1 or 0 (z_dim,)."""
     mu = latents["mu"][sequences].astype(np.float32)
     doubt = np.exp(2 * latents["log_sigma"][sequences].astype(np.float32))
-    follows = ~latents["first"][sequences, 1:]
-    change = np.square(mu[:, 1:] - mu[:, :-1])[follows].mean(0) + 2 * doubt.mean((0, 1))
+    change = np.square(mu[:, 1:] - mu[:, :-1])[follows(latents, sequences)].mean(0) + 2 * doubt.mean((0, 1))
     return (change < mu.var((0, 1)) + doubt.mean((0, 1))).astype(np.float32)
 
 
@@ -248,7 +247,11 @@ def train_mdn_rnn(
     if start is not None:
         model.load_state_dict(start.state_dict())
     rewards = latents["reward"][train_sequences].astype(np.float64)
-    model.reward_scale.fill_(float(np.sqrt(np.square(rewards).mean())) or 1.0)
+    scale = float(np.sqrt(np.square(rewards).mean())) or 1.0
+    with torch.no_grad():  # other rewards are the unit now, and M expects what it expected
+        for values in model.reward.parameters():
+            values.mul_(float(model.reward_scale) / scale if start is not None else 1.0)
+    model.reward_scale.fill_(scale)
 
     def update(step: int, rng: np.random.Generator) -> tuple[Tensor, dict[str, Tensor]]:
         batch = train.batch(train.windows(config.batch_size, config.sequence_length, rng), rng)
