@@ -204,12 +204,37 @@ def test_candidates_share_their_seeds_and_every_generation_has_new_ones(tmp_path
     log = []
     config = CONFIG.model_copy(update={"num_generations": 3, "rollouts_per_candidate": 4})
     train(tmp_path, config, make_env=lambda n, seeds: ToyEnv(n, seeds, log))
-    *generations, final = log
-    assert len(generations) == 3
-    for seeds in generations:
-        assert np.array_equal(np.reshape(seeds, (12, 4)), np.tile(seeds[:4], (12, 1)))
+    *played, final = log
+    heats, finals = played[::2], played[1::2]
+    assert len(heats) == len(finals) == 3
+    for heat, last in zip(heats, finals, strict=True):
+        assert np.array_equal(np.reshape(heat, (12, 2)), np.tile(heat[:2], (12, 1)))
+        assert np.array_equal(np.reshape(last, (6, 4)), np.tile(last[:4], (6, 1)))
     distinct = {seed for seeds in log for seed in seeds}
-    assert len(distinct) == 3 * 4 + len(final)
+    assert len(distinct) == 3 * 6 + len(final)
+
+
+def test_the_better_half_plays_on_and_is_not_judged_by_how_hard_that_is():
+    """Fitness by hand: four candidates worth 0 to 3, whose first game pays 10 more and the next ones 10 less."""
+    worth, asked = np.arange(4.0)[:, None], []
+
+    def run(jobs):
+        for params, seeds in jobs:
+            asked.append((params[:, 0].tolist(), len(seeds)))
+            yield params + np.where(len(asked) == 1, 10.0, -10.0) + np.zeros((1, len(seeds))), len(params) * len(seeds)
+
+    fitness, decisions = evolution._race(run, worth, 2, seed=3)
+    assert asked == [([0.0, 1.0, 2.0, 3.0], 1), ([3.0, 2.0], 2)] and decisions == 4 * 2
+    np.testing.assert_allclose(fitness, [10, 11, 12, 13])
+    asked.clear()
+    assert evolution._race(run, worth, 1, seed=3)[1] == 4 and len(asked) == 1  # one game each is no race
+
+
+def test_more_games_put_the_promising_in_order():
+    """The first game says that 2 is better than 3; the two that follow know better."""
+    first = iter([np.array([[0.0], [1.0], [3.0], [2.0]]), np.array([[1.0, 1.0], [4.0, 4.0]])])
+    fitness, _ = evolution._race(lambda jobs: ((next(first), 1) for _ in jobs), np.arange(4.0)[:, None], 2, seed=0)
+    np.testing.assert_allclose(fitness, [0, 1, (3 + 2) / 3, (2 + 2 * 4) / 3])
 
 
 def test_equal_candidates_have_equal_fitness(tmp_path):
@@ -262,7 +287,7 @@ def assert_same_run(controller, other, log_dir, other_log_dir):
 def test_a_killed_run_ends_like_an_undisturbed_one(tmp_path, kind, fail_after):
     config = CONFIG.model_copy(update={"type": kind, "num_generations": 8})
     whole = train(tmp_path / "whole", config, SAMPLED, log_dir=tmp_path / "whole")
-    for killed_at in (0, 3, 4, 8):  # 8: in the final evaluation
+    for killed_at in (0, 6, 7, 8, 16):  # a generation plays twice; 16: in the final evaluation
         made = []
 
         def make_env(num_envs, seeds, made=made, killed_at=killed_at):
@@ -276,7 +301,7 @@ def test_a_killed_run_ends_like_an_undisturbed_one(tmp_path, kind, fail_after):
         resumed = train(
             folder, config, SAMPLED, log_dir=folder, make_env=lambda n, seeds, log=log: ToyEnv(n, seeds, log)
         )
-        assert len(log) == 9 - killed_at  # nothing is played twice
+        assert len(log) == 17 - killed_at // 2 * 2  # no finished generation is played twice
         assert_same_run(resumed, whole, folder, tmp_path / "whole")
 
 

@@ -159,6 +159,7 @@ def test_where_the_dream_thinks_the_ball_is(run, error, monkeypatch):
         "values": values,
         "visible": np.ones(values.shape, bool),
         "episode": np.repeat(np.arange(rows)[:, None], length, 1),
+        "lost": np.zeros((rows, length), bool),
     }
     assert names(TASKS["breakout"]) == ("ball_x", "ball_y", "paddle_x")
     found = examine.drift_of_positions(run, Drifting(error), truth)

@@ -125,7 +125,7 @@ class ControllerConfig(Section):
         dream_steps: PPO: dreamt decisions in every round; they cost no real ones.
         dream_temperature: Uncertainty of the dream, see `wm_lib.worlds.dream`.
         population_size: Evolution: candidates in a generation.
-        rollouts_per_candidate: Evolution: episodes each candidate plays.
+        rollouts_per_candidate: Evolution: episodes of a candidate, on average; promising ones play more.
         num_generations: Evolution: generations in all.
         sigma: Evolution: initial standard deviation of the weights.
         max_decisions: Evolution: decisions after which a training episode is cut off; 0 = the task's limit.

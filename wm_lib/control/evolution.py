@@ -140,8 +140,9 @@ def train_evolution(
     """Evolve a linear controller for a frozen world model.
 
     Within a generation all candidates play the same seeds, so that luck does not decide between them; the
-    next generation has new ones. A candidate's fitness is its mean return. What is returned is the mean of
-    the final distribution, never the best candidate, whose fitness is mostly luck.
+    next generation has new ones. A candidate's fitness is its mean return, and most episodes go to those that may
+    become parents, see `_race`. What is returned is the mean of the final distribution, never the best candidate, whose
+    fitness is mostly luck.
 
     After each generation its fitnesses are saved in `directory`/generations. The strategy's state follows
     from them: to resume, the generations are asked for and told again, without playing. So a killed run ends
@@ -182,9 +183,9 @@ def train_evolution(
     bar = Progress(f"evolve {task.name}", config.num_generations, "generation", log_dir, start=len(history))
     with cluster.spread(executor, game) as run, bar as progress:
         for generation in range(len(history), config.num_generations):
-            rollouts = range(config.rollouts_per_candidate)
-            seeds = [derive_seed(seed, "generation", generation, rollout) for rollout in rollouts]
-            fitness, played = _measure(run, strategy.ask(), seeds)
+            fitness, played = _race(
+                run, strategy.ask(), config.rollouts_per_candidate, derive_seed(seed, "generation", generation)
+            )
             strategy.tell(fitness)
             history.append(fitness)
             decisions += played
@@ -244,6 +245,27 @@ def pieces(num_candidates: int, num_seeds: int) -> Iterator[tuple[slice, slice]]
     for first in range(0, num_candidates, candidates):
         for seed in range(0, num_seeds, episodes):
             yield slice(first, first + candidates), slice(seed, seed + episodes)
+
+
+def _race(
+    run: Callable[..., Iterator[tuple[np.ndarray, int]]], candidates: np.ndarray, rollouts: int, seed: int
+) -> tuple[np.ndarray, int]:
+    """Fitness of each candidate, and the decisions of all, for `rollouts` episodes a candidate on average.
+
+    All play half as many; then the better half of them, whose order decides where the search goes, play the other
+    half's share too. How hard those games are must not count against who plays them: their mean is made that of before.
+    """
+    heats = max(1, rollouts // 2)
+    finals = 2 * (rollouts - heats)
+    seeds = [derive_seed(seed, rollout) for rollout in range(heats + finals)]
+    fitness, decisions = _measure(run, candidates, seeds[:heats])
+    if finals:
+        best = np.argsort(-fitness, kind="stable")[: len(fitness) // 2]
+        again, played = _measure(run, candidates[best], seeds[heats:])
+        again += fitness[best].mean() - again.mean()
+        fitness[best] = (heats * fitness[best] + finals * again) / (heats + finals)
+        decisions += played
+    return fitness, decisions
 
 
 def _measure(
