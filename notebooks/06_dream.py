@@ -214,7 +214,7 @@ print(examine_report.dream_table(full) if full else f"no full run of {run.task.n
 # %% [markdown]
 # ![CarRacing twice: the first frame of a race, and M's dream, in which a road comes, is lost in the grass and comes again](../assets/figures/car-racing-dream.gif)
 #
-# ![LunarLander twice: the first frame, and M's dream, in which the ship sinks, fades into two and begins again](../assets/figures/lunar-lander-dream.gif)
+# ![LunarLander twice: the first frame, and M's dream, in which the ship lands between the flags, begins again, and is three ships in the end](../assets/figures/lunar-lander-dream.gif)
 #
 # ![Breakout twice: the first frame, and M's dream, in which the paddle moves, specks of a ball come and go, and bricks vanish](../assets/figures/breakout-dream.gif)
 #

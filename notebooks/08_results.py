@@ -59,6 +59,7 @@ from wm_lib.evaluation import t_quantile  # noqa: F401  (for exercise 8.2)
 from wm_lib.folders import project_root
 from wm_lib.pipeline import Pipeline
 from wm_lib.report import find_manifests, published, results_table
+from wm_lib.report import interval as as_text
 from wm_lib.worlds.envs import make_env
 
 run = Pipeline.open(task, budget, run_dir, seed)
@@ -116,6 +117,9 @@ for m in own or manifests["shipped"]:
     s = m["score"]
     print(f"{m['task']:>12}: seeds {s['seeds'][0]} to {s['seeds'][-1]}, {s['distinct_returns']} different returns, "
           f"standard deviation {s['std']:.1f}, measured at commit {str(m.get('commit'))[:12]}")  # fmt: skip
+for m in manifests["shipped"]:
+    if "check_score" in m:
+        print(f"{m['task']:>12}, shipped: {as_text(m['score'])}, and in games from seed {m['check_score']['seeds'][0]} on {as_text(m['check_score'])}")
 
 # %% [markdown]
 # **Explain.** Not as often as 95 times in 100: the new mean has luck of its own, which makes it about five times in six. And where there
