@@ -161,7 +161,7 @@ def test_the_agent_collects_and_old_data_stays(second, tmp_path):
     np.testing.assert_array_equal(both.gather(index)[: old.num_frames], old.gather(index[: old.num_frames]))
     assert both.episode.max() == old.episode.max() + new.episode.max() + 1
     # The actions are those that the agent of round 1 samples at these frames.
-    seed = derive_seed(derive_seed(0, "collect", 0), "policy")
+    seed = derive_seed(derive_seed(run.round_seed, "collect", 0), "policy")
     rngs = np.random.default_rng(seed).spawn(2)
     agent = Agent(run.previous.world_model(bf16=True), run.previous.controller(), 2, rngs)
     shard = checkpoints.load(run.directory / "collect" / "shard-0000.safetensors")[0]
