@@ -277,15 +277,18 @@ def _check_latents(run: Pipeline, facts: dict[str, Any]) -> list[gates.Gate]:
         from wm_lib.worlds.truth import frame_names, names
 
         eyes = NeuralWorldModel(load_vae(run.weights("vae")), MDNRNN(mu.shape[-1], task.num_actions, rnn_size=1))
-        positions = [name for name in frame_names(task) if name.endswith(("_x", "_y"))]
+        # Velocities are not in a frame: a network that is asked for them too says worse where things are.
+        shown = frame_names(task)
+        columns = [names(task).index(name) for name in shown]
+        positions = [name for name in shown if name.endswith(("_x", "_y"))]
         # Paddles are not held to it: Pong's is drawn up to a pixel from where it is, see `ground_truth`.
         small = [name for name in positions if name.startswith(("ball", "ship"))]
         limits = dict.fromkeys(small, settings.max_pixels) if settings.max_pixels else None
 
         def seen(policy: rollouts.Policy) -> dict[str, dict[str, float | None]]:
             truth = probes.play(task, eyes, policy, probes.NUM_ENVS, settings.probe_decisions, run.seed)
-            arrays = (truth[name] for name in ("z", "values", "visible", "episode"))
-            return probes.probe(*arrays, names(task), kind="mlp", seed=run.seed)
+            values, visible = truth["values"][..., columns], truth["visible"][..., columns]
+            return probes.probe(truth["z"], values, visible, truth["episode"], shown, kind="mlp", seed=run.seed)
 
         random = _random_player(task.num_actions, probes.NUM_ENVS, run.config.collect.repeat, run.seed)
         checks.append(gates.probe_error(seen(random), limits=limits, only=positions))
