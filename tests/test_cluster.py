@@ -196,7 +196,7 @@ if __name__ == "__main__":
 
 
 class KillsScheduler(Reservoir):
-    """Ends the scheduler in the middle of the second generation of 80 decisions."""
+    """Ends the scheduler in the middle of the second generation, of three tasks of 40 decisions."""
 
     def encode(self, frames):
         self.left -= 1

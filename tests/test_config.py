@@ -51,18 +51,19 @@ def test_budgets_grow():
     smoke, laptop, full = (load_config(budget, "pong") for budget in BUDGETS)
     for section, name in [
         ("collect", "num_steps"),
-        ("vae", "num_updates"),
         ("mdnrnn", "num_updates"),
         ("controller", "num_generations"),
         ("evaluation", "episodes"),
     ]:
         small, middle, large = (getattr(getattr(config, section), name) for config in (smoke, laptop, full))
         assert small < middle < large
-    steps = [
-        config.controller.num_steps + (config.rounds.num_rounds - 1) * config.rounds.controller_steps
-        for config in (smoke, laptop, full)
-    ]
-    assert steps == sorted(set(steps))
+    for first, later in (("controller.num_steps", "controller_steps"), ("vae.num_updates", "vae_updates")):
+        totals = []
+        for config in (smoke, laptop, full):
+            section, name = first.split(".")
+            further = (config.rounds.num_rounds - 1) * getattr(config.rounds, later)
+            totals.append(getattr(getattr(config, section), name) + further)
+        assert totals == sorted(set(totals))
 
 
 def test_layers_are_merged_key_by_key(user_file):
