@@ -45,7 +45,7 @@ def examine(run: Pipeline) -> dict[str, Any]:
     try:
         found = checkpoints.read_json(path)
         if found["made_from"] == made_from:
-            return found | {"weights": weights}
+            return found | {"weights": weights, "failed_gates": run.failed_gates()}
     except (StageError, KeyError, TypeError):  # none yet, or damaged
         pass
     truths = play_with_truth(run)
