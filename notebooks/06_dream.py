@@ -218,7 +218,7 @@ print(examine_report.dream_table(full) if full else f"no full run of {run.task.n
 #
 # ![Breakout twice: the first frame, and M's dream, in which the paddle moves, specks of a ball come and go, and bricks vanish](../assets/figures/breakout-dream.gif)
 #
-# ![Pong twice: the first frame, and M's dream, in which the paddles smear and of the ball there is seldom more than a spark](../assets/figures/pong-dream.gif)
+# ![Pong twice: the first frame, and M's dream, in which two paddles move and a ball, faintly drawn, goes back and forth between them](../assets/figures/pong-dream.gif)
 #
 # *The shipped agents in dreams at temperature 1. After the first frame, on the left, nothing is real. `wm play --task pong --dream` makes such a film.*
 
