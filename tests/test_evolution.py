@@ -263,6 +263,15 @@ def test_episodes_are_cut_off_while_training(tmp_path):
     assert controller.meta["mean_return"] <= 5
 
 
+@pytest.mark.parametrize(("budget", "generations"), [(0, 5), (1, 1), (120, 1), (121, 2), (10_000, 5)])
+def test_no_generation_begins_once_the_budget_is_spent(tmp_path, budget, generations):
+    settings = {"num_generations": 5, "max_decisions": 5, "decision_budget": budget}
+    for _ in range(2):  # the second time resumed from what is there
+        controller = train(tmp_path, CONFIG.model_copy(update=settings))
+        assert controller.meta["generations"] == generations
+        assert controller.meta["decisions"] == (generations * 12 * 2 + 16) * 5
+
+
 def test_the_mean_is_returned_and_the_log_tells_best_and_mean(tmp_path):
     controller = train(tmp_path / "run", log_dir=tmp_path / "log")
     tensors, meta = checkpoints.load(tmp_path / "run" / "generations" / "odd.safetensors")

@@ -6,6 +6,7 @@ What is measured becomes a row of a CSV and is not measured again.
 
 from __future__ import annotations
 
+import math
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -196,10 +197,9 @@ def with_changes(run: Pipeline, variant: Variant) -> Pipeline:
     own = run.loaded.controller
     changes = AWAKE | variant.changes
     if changes.get("type") == "original":
-        # As many decisions as PPO makes, if episodes stay as long as those of random play; the row says what it took.
-        first = run.latents()["first"]
-        generation = own.population_size * own.rollouts_per_candidate * first.size / first.sum()
-        changes["num_generations"] = max(1, round(own.num_steps / generation))
+        # As many decisions as PPO makes, up to the last generation's and the final measurement; the row says how many.
+        shortest = own.population_size * own.rollouts_per_candidate  # a generation of episodes of one decision
+        changes |= {"num_generations": math.ceil(own.num_steps / shortest), "decision_budget": own.num_steps}
     controller = own.model_copy(update=changes)
     return replace(run, loaded=run.loaded.model_copy(update={"controller": controller}))
 

@@ -314,8 +314,7 @@ class Pipeline:
         settings = self.config.to_dict()[section] if section else {}
         # What a run does not read is not in its keys.
         unread = DREAMS if settings.get("where") == "real" else set()
-        if not settings.get("tile_price", True):
-            unread = unread | {"tile_price"}
+        unread = unread | {name for name in ("tile_price", "decision_budget") if not settings.get(name, True)}
         settings = {name: value for name, value in settings.items() if name not in unread}
         return settings
 

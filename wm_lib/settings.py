@@ -129,6 +129,8 @@ class ControllerConfig(Section):
         num_generations: Evolution: generations in all.
         sigma: Evolution: initial standard deviation of the weights.
         max_decisions: Evolution: decisions after which a training episode is cut off; 0 = the task's limit.
+        decision_budget: Evolution: once it has made so many decisions no generation begins; 0 = only num_generations
+            counts.
         num_steps: PPO: decisions in all.
         num_envs: PPO: environments side by side.
         rollout_length: PPO: decisions of each environment between two updates.
@@ -158,6 +160,7 @@ class ControllerConfig(Section):
     num_generations: int = Field(20, ge=1, le=100_000)
     sigma: float = Field(0.1, gt=0, le=100)
     max_decisions: int = Field(0, ge=0, le=10**6)
+    decision_budget: int = Field(0, ge=0, le=10**10)
     num_steps: int = Field(1_000_000, ge=1, le=10**10)
     num_envs: int = Field(64, ge=1, le=4096)
     rollout_length: int = Field(128, ge=1, le=100_000)

@@ -152,7 +152,7 @@ def train_evolution(
         world_model: Frozen V and M.
         task: What to play; actions are sampled where its score is measured with sampled actions.
         config: type "original" or "cpu", population_size, rollouts_per_candidate, num_generations, sigma,
-            max_decisions.
+            max_decisions, decision_budget.
         seed: Of the run.
         directory: For the checkpoints; another run's must not be there.
         log_dir: For best_return, mean_return and decisions of each generation.
@@ -183,6 +183,8 @@ def train_evolution(
     bar = Progress(f"evolve {task.name}", config.num_generations, "generation", log_dir, start=len(history))
     with cluster.spread(executor, game) as run, bar as progress:
         for generation in range(len(history), config.num_generations):
+            if 0 < config.decision_budget <= decisions:
+                break
             fitness, played = _race(
                 run, strategy.ask(), config.rollouts_per_candidate, derive_seed(seed, "generation", generation)
             )
@@ -197,7 +199,7 @@ def train_evolution(
     controller.meta = {
         "algorithm": "cma-es" if config.type == "original" else "simple-es",
         "recent_z": config.recent_z,
-        "generations": config.num_generations,
+        "generations": len(history),
         "decisions": decisions + played,
         "real_steps": 0 if observes_features else decisions + played,
         "mean_return": float(final_return[0]),
