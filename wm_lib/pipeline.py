@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     from wm_lib.models.world_model import WorldModel
 
 STAGES = STAGES_OF["full"]
-VERSION = 6  # of the stages' meaning: raise it when a stage's result changes for the same settings
+VERSION = 7  # of the stages' meaning: raise it when a stage's result changes for the same settings
 DREAMS = {"where", "dream_steps", "dream_temperature"}  # of the controller's settings
 _NOT_KEPT = ("stage", "started", "gates", "checkpoint")  # files of these names are not what a stage is made for
 _RECORD = {"key", "seed", "config", "minutes", "files", "facts"}  # what is read from a stage.json

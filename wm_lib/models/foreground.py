@@ -16,7 +16,7 @@ from wm_lib.rollouts import Rollouts
 FOREGROUND_THRESHOLD = 25  # of 255
 FOREGROUND_MARGIN = 3  # pixels around what differs that count as foreground too
 FOVEA = 16  # pixels, the side of its window
-THING = 5  # pixels, the side of the square within which pixels count as of one thing
+THING = 3  # pixels, the side of the square within which pixels count as of one thing: a ball may come near a paddle
 
 
 def median_frame(frames: np.ndarray) -> np.ndarray:
