@@ -216,7 +216,7 @@ print(examine_report.dream_table(full) if full else f"no full run of {run.task.n
 #
 # ![LunarLander twice: the first frame, and M's dream, in which the ship lands between the flags, begins again, and is three ships in the end](../assets/figures/lunar-lander-dream.gif)
 #
-# ![Breakout twice: the first frame, and M's dream, in which the paddle moves, specks of a ball come and go, and bricks vanish](../assets/figures/breakout-dream.gif)
+# ![Breakout twice: the first frame, and M's dream, in which a faint ball flies between paddle and wall, and bricks go, and sometimes come back](../assets/figures/breakout-dream.gif)
 #
 # ![Pong twice: the first frame, and M's dream, in which two paddles move and a ball, faintly drawn, goes back and forth between them](../assets/figures/pong-dream.gif)
 #
