@@ -66,6 +66,13 @@ def test_budgets_grow():
         assert totals == sorted(set(totals))
 
 
+def test_later_rounds_train_m_as_long_as_the_first_unless_they_say_otherwise(user_file):
+    file = user_file("mdnrnn: {num_updates: 5}\ntasks: {pong: {rounds: {mdnrnn_updates: 9}}}")
+    for task, later in (("pong", 9), ("lunar-lander", 5)):
+        config = load_config("smoke", task, file)
+        assert [config.for_round(number).mdnrnn.num_updates for number in (1, 2)] == [5, later]
+
+
 def test_layers_are_merged_key_by_key(user_file):
     file = user_file("vae: {z_dim: 8}\ncontroller: {gamma: 0.9}\ntasks: {pong: {controller: {gamma: 0.5}}}")
     pong, breakout = load_config("smoke", "pong", file), load_config("smoke", "breakout", file)

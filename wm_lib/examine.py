@@ -158,7 +158,8 @@ def memory(run: Pipeline, truths: dict[str, Truth]) -> dict[str, Any]:
 
     latents, config, num_actions = run.latents(), run.config.mdnrnn, run.task.num_actions
     train, held_out = rollouts.split_sequences(len(latents["mu"]))
-    settings = config.model_copy(update={"num_mixtures": 1, "num_updates": config.num_updates * run.round})
+    updates = sum(each.config.mdnrnn.num_updates for each in run.rounds)
+    settings = config.model_copy(update={"num_mixtures": 1, "num_updates": updates})
     folder = run.directory / "single_gaussian"
     open_stage(folder, run.facts("mdn_rnn")["key"])  # a training on other latents is not gone on with
     single = mdn_rnn.train_mdn_rnn(latents, settings, num_actions=num_actions, seed=run.seed, directory=folder)

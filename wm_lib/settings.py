@@ -207,6 +207,7 @@ class RoundsConfig(Section):
     Attributes:
         num_rounds: Rounds in all; the first one collects with random play.
         vae_updates: Updates of V in later rounds; 0 = V stays as it is, and so do the latents of old data.
+        mdnrnn_updates: Updates of M in later rounds, which find another V and longer games; null = as in the first.
         controller_steps: PPO's decisions in each later round.
         gymnasium_fraction, entropy, tile_price: `collect.gymnasium_fraction`, `controller.entropy` and
             `controller.tile_price` of later rounds; null = as in the first.
@@ -214,6 +215,7 @@ class RoundsConfig(Section):
 
     num_rounds: int = Field(1, ge=1, le=100)
     vae_updates: int = Field(1500, ge=0, le=10**8)
+    mdnrnn_updates: int | None = Field(None, ge=1, le=10**8)
     controller_steps: int = Field(500_000, ge=1, le=10**10)
     gymnasium_fraction: float | None = Field(None, ge=0, le=1)
     entropy: float | None = Field(None, ge=0, le=1)
@@ -330,6 +332,7 @@ class Config(Section):
         changes: dict[str, dict[str, Any]] = {
             "collect": {"gymnasium_fraction": rounds.gymnasium_fraction},
             "vae": {"num_updates": rounds.vae_updates},
+            "mdnrnn": {"num_updates": rounds.mdnrnn_updates},
             "controller": {
                 "num_steps": rounds.controller_steps,
                 "entropy": rounds.entropy,

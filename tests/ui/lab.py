@@ -21,6 +21,7 @@ from wm_lib.tasks import TASKS
 
 ROOT = Path(__file__).parents[2]
 START, RUN = 120.0, 300.0  # seconds that Lab and a whole notebook may take
+TRIES = 3  # within START: a kernel's first word sometimes goes by before the page listens
 SETTINGS = {
     "@jupyterlab/apputils-extension:notification": {"fetchNews": "false", "checkForUpdates": False},
     "@jupyterlab/docmanager-extension:plugin": {"autosave": False},
@@ -30,6 +31,11 @@ CONTEXT = "window.jupyterapp?.shell.currentWidget?.sessionContext"  # of the not
 IDLE = f"""() => {{
     const context = {CONTEXT}, kernel = context?.session?.kernel
     return context?.isReady && kernel?.connectionStatus === "connected" && kernel.status === "idle"
+}}"""
+STATE = f"""() => {{
+    const context = {CONTEXT}, kernel = context?.session?.kernel
+    return `ready: ${{context?.isReady}}, connection: ${{kernel?.connectionStatus}}, kernel: ${{kernel?.status}}, `
+        + `asked: ${{document.querySelector(".jp-Dialog")?.textContent}}`
 }}"""
 # No cell waits any longer, though some have run: after an error those below it never do.
 FINISHED = f"""() => {{
@@ -156,11 +162,26 @@ def opened(browser: Browser, url: str, path: Path) -> Iterator[LabNotebook]:
     page.set_default_timeout(START * 1000)
     try:
         page.goto(f"{url}lab/workspaces/{path.stem}/tree/notebooks/{path.name}")
-        page.wait_for_function(IDLE)
+        _until_idle(page)
         yield LabNotebook(page, path)
     finally:
         page.evaluate(f"{CONTEXT}?.shutdown()")
         page.close()
+
+
+def _until_idle(page: Page) -> None:
+    """Until the kernel has started; a page that never hears of it is loaded again, as a learner would.
+
+    Raises:
+        AssertionError: It did not, three times; says how far it came.
+    """
+    for _ in range(TRIES):
+        try:
+            return page.wait_for_function(IDLE, timeout=START / TRIES * 1000)
+        except TimeoutError:
+            state = page.evaluate(STATE)
+            page.reload()
+    raise AssertionError(f"no kernel for {page.url}: {state}")
 
 
 def errors(notebook: nbformat.NotebookNode) -> str:
