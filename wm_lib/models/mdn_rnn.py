@@ -120,16 +120,17 @@ class MDNRNN(nn.Module):
         # One product for all three: a matrix with a single column is slow to multiply with.
         layers = (self.mixture, self.reward, self.done)
         weight, bias = torch.cat([layer.weight for layer in layers]), torch.cat([layer.bias for layer in layers])
-        raw, reward, done = F.linear(h, weight, bias).float().split([layer.out_features for layer in layers], dim=-1)
+        raw, reward, done = F.linear(h, weight, bias).split([layer.out_features for layer in layers], dim=-1)
         # The mixtures lie on the last axis for the reader and on the last but one in memory, because summing
         # five neighbouring numbers is slower than summing five rows.
-        logits, mu, raw_sigma = raw.unflatten(-1, (3, self.num_mixtures, self.z_dim)).transpose(-1, -2).unbind(-3)
-        mu = mu + (z * self.steady).float()[..., None]
-        log_pi = logits - torch.logsumexp(logits, dim=-1, keepdim=True)
+        logits, mu, raw_sigma = raw.unflatten(-1, (3, self.num_mixtures, self.z_dim)).float().unbind(-3)
+        mu = mu + (z * self.steady).float()[..., None, :]
+        log_pi = torch.log_softmax(logits, dim=-2)
         # A bound keeps the density of a dimension that never changes finite. It is smooth because a clamped
         # component would have no gradient that could ever widen it again.
         log_sigma = MIN_LOG_SIGMA + F.softplus(raw_sigma - MIN_LOG_SIGMA)
-        return MDNOutput(log_pi, mu, log_sigma), reward.squeeze(-1) * self.reward_scale, done.squeeze(-1)
+        mixture = MDNOutput(*(part.transpose(-1, -2) for part in (log_pi, mu, log_sigma)))
+        return mixture, reward.squeeze(-1).float() * self.reward_scale, done.squeeze(-1).float()
 
 
 def mdn_nll(log_pi: Tensor, mu: Tensor, log_sigma: Tensor, z_next: Tensor) -> Tensor:
