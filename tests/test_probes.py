@@ -368,6 +368,35 @@ def test_what_is_lost_in_one_frame_of_six_shows_in_the_ninth_tenth_and_not_in_th
     assert result["median_error"] < 10 < 80 < result["p90_error"]
 
 
+def test_frames_that_lost_the_object_do_not_bend_the_probes() -> None:
+    """A sixth shows it anywhere: by squares the line would be too flat by a sixth, everywhere."""
+    pytest.importorskip("torch")
+    rng = np.random.default_rng(0)
+    z, episode = rng.normal(size=(16, 300, 4)), np.repeat(np.arange(16)[:, None], 300, axis=1)
+    values = 10 * z[..., :1]
+    lost = rng.random(z.shape[:2]) < 1 / 6
+    z[lost, 0] = rng.normal(size=lost.sum())
+    clipped = np.abs(z[..., 0]) < 2  # what is beyond is rare, and a network has hardly seen it
+    for kind, most in (("linear", 0.1), ("mlp", 0.5)):
+        result = probe(z, values, clipped[..., None], episode, kind=kind)["0"]
+        assert result["median_error"] < most and result["p90_error"] > 1, kind
+    flat, test = z.reshape(-1, 4), split_episodes(episode).ravel()
+    least_squares = np.linalg.lstsq(flat[~test], values.ravel()[~test], rcond=None)[0]
+    assert np.median(np.abs(flat[test] @ least_squares - values.ravel()[test])) > 0.5
+
+
+def test_the_line_is_the_one_with_the_least_absolute_error() -> None:
+    """With one feature it goes through two of the points: all pairs are tried."""
+    rng = np.random.default_rng(1)
+    x = rng.normal(size=30)
+    y = 3 * x + rng.standard_cauchy(30)
+    least = min(
+        np.abs(y - y[i] - (y[j] - y[i]) / (x[j] - x[i]) * (x - x[i])).mean() for i in range(30) for j in range(i)
+    )
+    read = probes.learn(x[:, None], y[:, None], np.ones((30, 1), bool))
+    assert np.abs(y - read(x[:, None])[:, 0]).mean() == pytest.approx(least, rel=0.01)
+
+
 def test_values_that_never_change_are_no_trouble() -> None:
     z, values, visible, episode = planted()
     values[..., 0] = 5.0
