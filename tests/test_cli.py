@@ -84,7 +84,7 @@ sys.exit(str(heavy & sys.modules.keys()) if heavy & sys.modules.keys() else 0)
         ("course --budget huge", ["'huge'", "smoke, laptop, full"]),
         ("config --budget laptob", ["'laptob'", "did you mean laptop?"]),
         ("play --task pong --mode simulation", ["real games", "--mode full or gym_only"]),
-        ("train --task pong --component rnn", ["'rnn'", "vae, mdn_rnn, reservoir, controller, all"]),
+        ("train --task pong --component rnn", ["'rnn'", "vae, mdn_rnn, reservoir, controller, evaluate, all"]),
         ("train --task pong --seed -1", ["seed must be from 0 to 2147483647, got -1"]),
         ("train --task pong --seed 2147483648", ["seed must be from 0 to 2147483647, got 2147483648"]),
         ("train --task pong --seed one", ["--seed", "'one'"]),
@@ -269,6 +269,7 @@ def trained(tmp_path_factory) -> Path:
         "vae": ["train", "--component", "vae"],
         "mdn_rnn": ["train", "--component", "mdn_rnn"],
         "controller": ["train", "--component", "controller"],
+        "evaluate_alone": ["train", "--component", "evaluate"],
         "all": ["train"],
     }.items():
         assert cli.main([*arguments, *options(folder), "--json", str(folder / f"{name}.json")]) == 0
@@ -300,7 +301,8 @@ def test_train_says_what_it_made(trained):
 
 def test_the_manifest_says_where_the_score_comes_from(trained):
     manifest = checkpoints.read_json(trained / "run" / "lunar-lander" / "evaluate" / "manifest.json")
-    assert checkpoints.read_json(trained / "all.json") == manifest
+    for name in ("all", "evaluate_alone"):
+        assert checkpoints.read_json(trained / f"{name}.json") == manifest
     assert set(manifest) == {
         "schema", "task", "env_id", "target", "mode", "variant", "provisional", "seed", "score", "random_score",
         "real_steps", "failed_gates", "minutes", "config", "machine", "versions", "command", "commit", "weights",

@@ -170,6 +170,11 @@ def test_the_command_makes_publishes_and_tells(tmp_path, monkeypatch, capsys) ->
     assert [row.variant for row in found] == [RANDOM, *EXPERIMENTS["size"]]
     written = json.loads((tmp_path / "out.json").read_text())
     assert [row["variant"] for row in written["rows"]] == [row.variant for row in found]
+    monkeypatch.setattr(experiments, "project_root", lambda: tmp_path / "repository")
+    assert experiments.shipped("pong", ["size"]) == found
+    wanted = [RANDOM, *(name for name in EXPERIMENTS["method"] if name in EXPERIMENTS["size"])]  # CMA-ES is not made
+    assert [row.variant for row in experiments.shipped("pong", ["method"])] == wanted
+    assert experiments.shipped("breakout", ["size"]) == []
     settings = json.loads(experiments.shipped_path(tmp_path / "repository", "pong").with_suffix(".json").read_text())
     assert settings["world_model"] == made.facts("mdn_rnn")["key"]
 

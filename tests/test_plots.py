@@ -166,6 +166,17 @@ def test_learning_curves_leave_out_what_was_not_logged():
     assert figure.axes[1].texts[0].get_text() == "nothing to draw yet"
 
 
+def test_intervals_lie_where_they_should_from_the_top():
+    (axis,) = plots.intervals({"a": (2.0, 1.5, 3.0), "b": (-1.0, -4.0, 0.5)}, "score", -2.0).axes
+    assert [label.get_text() for label in axis.get_yticklabels()] == ["a", "b"]
+    assert axis.yaxis_inverted()
+    for y, (container, (mean, low, high)) in enumerate(zip(axis.containers, [(2, 1.5, 3), (-1, -4, 0.5)], strict=True)):
+        point, _, (bar,) = container
+        assert point.get_xydata().tolist() == [[mean, y]]
+        np.testing.assert_allclose(bar.get_segments()[0], [[low, y], [high, y]])
+    assert axis.lines[-1].get_xdata() == [-2, -2]
+
+
 def test_scores_show_mean_interval_and_target():
     sure = {"task": "pong", "target": 18.0, "score": {"mean": 4.0, "ci95": [1.0, 7.0]},
             "random_score": {"mean": -20.0, "ci95": [-20.5, -19.5]}}  # fmt: skip

@@ -28,7 +28,7 @@ from wm_lib.tasks import Task, get_task
 if TYPE_CHECKING:
     from wm_lib.models.world_model import WorldModel
 
-COMPONENTS = ("vae", "mdn_rnn", "reservoir", "controller", "all")
+COMPONENTS = ("vae", "mdn_rnn", "reservoir", "controller", "evaluate", "all")
 
 
 def _open(args: argparse.Namespace) -> Pipeline:
@@ -64,11 +64,13 @@ def do_train(args: argparse.Namespace) -> None:
     with _opened(args) as run:
         if args.component == "all":
             run.build("evaluate")
+        else:
+            directory = run.run_stage(args.component)
+        if args.component in ("all", "evaluate"):
             manifest = run.manifest()
             print(report.results_table([manifest]))
             _report(args, manifest)
             return
-        directory = run.run_stage(args.component)
         if args.component == "vae":
             run.run_stage("latents")
     print(f"{args.component} of {run.task.name} is in {directory}")

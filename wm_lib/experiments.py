@@ -20,7 +20,7 @@ from wm_lib.control.controller import Controller
 from wm_lib.errors import UsageError
 from wm_lib.evaluation import agent_maker, evaluate, random_maker
 from wm_lib.events import Stopwatch
-from wm_lib.folders import keep_settings
+from wm_lib.folders import keep_settings, project_root
 from wm_lib.pipeline import Pipeline
 from wm_lib.report import aligned
 from wm_lib.rows import append_row, read_rows
@@ -241,6 +241,13 @@ def table(rows: Sequence[Row]) -> str:
 def shipped_path(root: Path, task: str) -> Path:
     """The published rows of a task in the repository `root`."""
     return root / "assets" / "manifests" / "experiments" / f"{get_task(task).name}.csv"
+
+
+def shipped(task: str, names: Sequence[str]) -> list[Row]:
+    """The published rows of these experiments on a task, random play first, each once; none where none is published."""
+    rows = {row.variant: row for row in read_rows(shipped_path(project_root(), task), Row)}
+    wanted = dict.fromkeys([RANDOM, *(variant for name in names for variant in EXPERIMENTS[name])])
+    return [rows[variant] for variant in wanted if variant in rows]
 
 
 def publish(run: Pipeline, root: Path) -> Path:

@@ -236,6 +236,25 @@ def band(curves: Sequence[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, n
     return grid, values.mean(axis=0), half
 
 
+def intervals(measured: Mapping[str, Sequence[float]], xlabel: str, level: float, title: str | None = None) -> Figure:
+    """Means with their 95 % intervals, one below the other.
+
+    Args:
+        measured: Name -> mean, lower and upper end of its interval.
+        xlabel: What is measured.
+        level: What to compare with, a vertical line.
+        title: Heading.
+    """
+    figure, axes = _subplots(1, 1, (6.5, 0.6 + 0.32 * max(1, len(measured))))
+    for y, (mean, low, high) in enumerate(measured.values()):
+        axes[0, 0].errorbar(mean, y, xerr=[[mean - low], [high - mean]], color=BLUE, marker="o", capsize=4)
+    axes[0, 0].axvline(level, color="black", linestyle="--", linewidth=1)
+    axes[0, 0].set(xlabel=xlabel, title=title)
+    axes[0, 0].set_yticks(range(len(measured)), list(measured))
+    axes[0, 0].invert_yaxis()  # the first name on top
+    return figure
+
+
 def scores(manifests: Sequence[Mapping[str, Any]]) -> Figure:
     """Mean score of each task with its 95 % interval, beside random play and the target.
 
