@@ -13,6 +13,7 @@ import torch
 from test_pipeline import write_config
 
 import wm_lib
+from wm_lib import worlds
 from wm_lib.config import load_config
 from wm_lib.control.controller import Controller
 from wm_lib.control.ppo import FeatureVecEnv
@@ -131,6 +132,20 @@ def test_reality_stands_beside_the_dream(run: Pipeline) -> None:
     # Random play of LunarLander loses in reality, by hand: RandomAgent in make_env, cut off at the same horizon.
     assert -500 < found["real_random"]["mean"] < 0
     assert found == dream_against_reality(run, (0.5, 1.0), num_episodes=4, num_candidates=3)
+
+
+def test_the_ceiling_is_reality_beside_itself_in_other_games(run: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[list[float], list[float]]] = []
+    monkeypatch.setattr("wm_lib.dreams.spearman", lambda a, b: asked.append((a.tolist(), b.tolist())) or len(asked))
+    made: list[int] = []
+    make_env = worlds.make_env
+    monkeypatch.setattr(worlds, "make_env", lambda task, count, seed, backend: made.append(seed) or
+                        make_env(task, count, seed, backend))  # fmt: skip
+    found = dream_against_reality(run, (1.0,), num_episodes=4, num_candidates=3)
+    assert (found["rank_ceiling"], found["rank_correlation"]) == (1, {"1": 2})
+    (again, real), (asleep, same) = asked
+    assert real == same and len({tuple(returns) for returns in (real, again, asleep)}) == 3
+    assert len(made) == 4 and len(set(made)) == 2  # the crowd twice, the agent and random play in the first games
 
 
 @pytest.mark.parametrize(

@@ -120,7 +120,8 @@ def dream_against_reality(
 
     Returns:
         `horizon`, `num_episodes`; `real` and `real_random`, mean and standard error of the controller and of random
-        play; `dream` and `dream_random`, the same by temperature; `rank_correlation`, Spearman's, by temperature.
+        play; `dream` and `dream_random`, the same by temperature; `rank_correlation`, Spearman's, by temperature;
+        `rank_ceiling`, that of reality with itself in other games: more cannot be asked of a dream.
     """
     from wm_lib.worlds import make_env
 
@@ -142,14 +143,18 @@ def dream_against_reality(
         finally:
             env.close()
 
-    def awake(player: Controller | Population | None, count: int) -> np.ndarray:
-        return play(make_env(task, count, derive_seed(seed, "awake"), backend), player, Agent)
+    def awake(player: Controller | Population | None, count: int, name: str = "awake") -> np.ndarray:
+        return play(make_env(task, count, derive_seed(seed, name), backend), player, Agent)
 
     def asleep(player: Controller | Population | None, count: int, temperature: float) -> np.ndarray:
         return play(dreams_of(run, count, horizon, temperature, seed=derive_seed(seed, "asleep")), player, FeatureAgent)
 
-    controller = run.controller()
-    real_ranks = awake(population, num_candidates * rollouts).reshape(num_candidates, -1).mean(1)
+    def each(returns: np.ndarray) -> np.ndarray:
+        """Mean return of each candidate."""
+        return returns.reshape(num_candidates, -1).mean(1)
+
+    controller, crowd = run.controller(), num_candidates * rollouts
+    real_ranks = each(awake(population, crowd))
     found: dict[str, Any] = {
         "horizon": horizon,
         "num_episodes": num_episodes,
@@ -158,13 +163,13 @@ def dream_against_reality(
         "dream": {},
         "dream_random": {},
         "rank_correlation": {},
+        "rank_ceiling": spearman(each(awake(population, crowd, "awake again")), real_ranks),
     }
     for temperature in temperatures:
         key = f"{temperature:g}"
         found["dream"][key] = _mean(asleep(controller, num_episodes, temperature))
         found["dream_random"][key] = _mean(asleep(None, num_episodes, temperature))
-        ranks = asleep(population, num_candidates * rollouts, temperature).reshape(num_candidates, -1).mean(1)
-        found["rank_correlation"][key] = spearman(ranks, real_ranks)
+        found["rank_correlation"][key] = spearman(each(asleep(population, crowd, temperature)), real_ranks)
     return found
 
 

@@ -91,7 +91,8 @@ def returns_table(asleep: dict[str, Any]) -> str:
     def earned(result: dict[str, float]) -> str:
         return f"{_number(result['mean'])} ± {_number(result['standard_error'])}"
 
-    rows = [("awake", earned(asleep["real"]), earned(asleep["real_random"]), "")]
+    ceiling = _number(asleep.get("rank_ceiling"))  # examinations before version 3 did not ask
+    rows = [("awake", earned(asleep["real"]), earned(asleep["real_random"]), ceiling)]
     for temperature, result in asleep["dream"].items():
         correlation = _number(asleep["rank_correlation"][temperature])
         random = asleep["dream_random"][temperature]
