@@ -37,6 +37,20 @@ def test_an_agent_beats_random_play_only_with_intervals_apart() -> None:
     assert not report.beats_random(manifest("pong", 5, 4, 6, None))
 
 
+@pytest.mark.parametrize(
+    ("mean", "low", "high", "said"),
+    [
+        (18.6, 18.2, 19.1, "18 reached"),
+        (18.6, 18.0, 19.2, "18 reached"),
+        (18.0, 17.2, 18.8, "18 reached by the mean"),
+        (19.0, None, None, "18 reached by the mean"),
+        (17.9, 17.0, 18.8, "18 missed"),
+    ],
+)
+def test_a_target_is_reached_by_the_whole_interval_by_the_mean_or_not(mean, low, high, said) -> None:
+    assert report.reached(manifest("pong", mean, low, high, -20)["score"], 18.0) == said
+
+
 def test_manifests_are_found_in_a_run_and_in_the_shipped_folder_in_the_tasks_order(tmp_path: Path) -> None:
     for task in ("car-racing", "pong"):
         checkpoints.write_json(tmp_path / "run" / task / "evaluate" / "manifest.json", {"task": task})
@@ -51,7 +65,7 @@ def test_the_table_holds_every_figure_and_its_columns_line_up() -> None:
     lines = table.splitlines()
     assert len({len(line) for line in lines}) == 1
     cells = [cell.strip() for cell in lines[2].strip("|").split("|")]
-    assert cells[:6] == ["pong", "5.0 [4.0, 6.0]", "-", "-", "-20.0 [-21.0, -19.0]", "18"]
+    assert cells[:6] == ["pong", "5.0 [4.0, 6.0]", "-", "-", "-20.0 [-21.0, -19.0]", "18 missed"]
     longest = max(report.published(report.project_root(), "pong"), key=lambda entry: entry["decisions"])
     assert cells[6:] == [f"{longest['score']:.1f}", "30", "laptop, 2 rounds", "1,040,960", "6"]
     sticky = manifest("pong", 5.04, 4, 6, -19) | {"sticky_score": {"mean": 3.0, "ci95": [1, 5]}}

@@ -40,6 +40,14 @@ def is_provisional(score: dict[str, Any], target: float) -> bool:
     return score["mean"] < target or score["episodes"] < PROTOCOL_EPISODES
 
 
+def reached(score: dict[str, Any], target: float) -> str:
+    """The target, and whether the score comes up to it: with its whole interval, by its mean alone, or not."""
+    if score["mean"] < target:
+        return f"{target:g} missed"
+    low = score["ci95"][0]
+    return f"{target:g} reached" if low is not None and low >= target else f"{target:g} reached by the mean"
+
+
 def find_manifests(folder: Path, mode: str = "full") -> list[dict[str, Any]]:
     """The manifests of a run folder (the last round's of each task) or of `assets/manifests`, in the tasks' order."""
     return [checkpoints.read_json(path) for path in _manifest_paths(folder, mode)]
@@ -66,7 +74,7 @@ def results_rows(manifests: list[dict[str, Any]]) -> list[tuple[str, ...]]:
             interval(manifest["score"]) + (" (a gate failed)" if manifest["failed_gates"] else ""),
             *(interval(manifest[name]) if name in manifest else "-" for name in ("check_score", "sticky_score")),
             interval(manifest["random_score"]),
-            "none" if manifest.get("mode") == "simulation" else f"{manifest['target']:g}",
+            "none" if manifest.get("mode") == "simulation" else reached(manifest["score"], manifest["target"]),
             _elsewhere(manifest),
             str(manifest["score"]["episodes"]),
             _budget(manifest),
