@@ -45,6 +45,7 @@ import shutil
 
 import numpy as np
 
+from wm_lib import experiments
 from wm_lib.control.agent import Agent
 from wm_lib.control.controller import num_params as num_linear
 from wm_lib.control.evolution import play_once, train_evolution
@@ -202,7 +203,29 @@ plots.learning_curves(scalars, {f"return in {short.max_decisions} decisions": ["
 widgets.show(cma_2d.widget(seed))
 
 # %% [markdown]
-# ## 5. What goes wrong: keep the best
+# ## 5. What does C need?
+# Change one thing at a time and train again, from nothing, with as many real decisions: that tells what it is worth. This is LunarLander
+# on V and M of the first round of a `full` training; `wm experiment --task lunar-lander` does it. *As it is* means the latest four *z* and *h*,
+# two hidden layers, PPO.
+#
+# **Predict.** Which will cost more, to take *z* away or *h*? And how far behind is a linear C?
+
+# %%
+chance, *rows = experiments.shipped("lunar-lander", ["features", "size", "method"])
+print(experiments.table([chance, *rows]))
+measured = {row.variant: (row.score, row.ci_low, row.ci_high) for row in rows}
+plots.intervals(measured, "score (dashed: random play)", chance.score, "LunarLander: one change at a time")
+
+# %% [markdown]
+# **Explain.** The whiskers are over a hundred games of one training each: another training of the same kind may lie elsewhere, so look for gaps much
+# wider than they are. One *z* alone is a still picture: it does not say how fast the ship falls, and C flies hardly better than chance.
+# The latest four of them tell something of speed; *h* tells it better, and beside *h* the earlier *z* add nothing. Even *h* alone flies, one decision late.
+# An M that was never trained is a memory, too, if a jumbled one, and C makes something of it: part of what *h* is worth is only that it remembers.
+# A linear C is behind by half, and CMA-ES, with as many decisions as PPO, has hardly begun: it learns from one number a game.
+# It would need many times as many, and that is what dreams are for.
+
+# %% [markdown]
+# ## 6. What goes wrong: keep the best
 # It is tempting to keep the candidate with the highest return. Here are several copies of *one* controller, the one that has just
 # evolved. Nothing sets them apart but the game that each of them meets. We keep "the best" and let all play once more.
 #
@@ -233,7 +256,7 @@ print(f"second games: {again.round(1)}, mean {again.mean():.1f}, the same one ea
 # Two remedies: let all candidates of a generation play the same games, and measure anew whatever was chosen.
 
 # %% [markdown]
-# ## 6. Exercises
+# ## 7. Exercises
 # Write the function in place of `return None`, run the cell and the one below it.
 
 # %% [markdown]
@@ -385,7 +408,7 @@ print(check_advantages(advantages))
 # </details>
 
 # %% [markdown]
-# ## 7. Check yourself
+# ## 8. Check yourself
 # 1. **Why may C be so small?**
 #    <details><summary>Answer</summary>
 #

@@ -46,7 +46,7 @@ from typing import Any
 
 import numpy as np
 
-from wm_lib import examine_report
+from wm_lib import examine_report, experiments
 from wm_lib.control.agent import RandomAgent
 from wm_lib.control.evolution import play_once, train_evolution
 from wm_lib.course import films, play_dream, plots, widgets
@@ -201,7 +201,8 @@ print(examine_report.returns_table(honest))
 # %% [markdown]
 # **Explain.** Behind ± stands the standard error: returns that differ by less than two of them cannot be told apart. A dream that pays the
 # trained controller no more than random play has not understood what the reward is for. And a dream whose ranking has nothing to do with reality's is no place to train in, however pretty its pictures. Among n candidates chance
-# alone makes correlations of about ±1/√(n−1): temperatures closer than that cannot be told apart. Where random play earns more asleep
+# alone makes correlations of about ±1/√(n−1): temperatures closer than that cannot be told apart. In the row *awake* stands what reality
+# says of itself in other games, and no dream can be asked for more. Where random play earns more asleep
 # than awake, the dream is too kind.
 
 # %% [markdown]
@@ -223,7 +224,26 @@ print(examine_report.dream_table(full) if full else f"no full run of {run.task.n
 # *The shipped agents in dreams at temperature 1. After the first frame, on the left, nothing is real. `wm play --task pong --dream` makes such a film.*
 
 # %% [markdown]
-# ## 5. What goes wrong: a dream without an end
+# ## 5. Asleep, awake, or first one and then the other?
+# LunarLander again, the V and M of notebook 05's comparison: C learns by PPO in the dream, awake (*as it is*), or in the dream first. Dreams are
+# at temperature 1 unless it says another. `wm experiment --task lunar-lander world temperature` does it.
+#
+# **Predict.** Does practice asleep help the one who then goes on awake? And which temperature is best?
+
+# %%
+chance, *rows = experiments.shipped("lunar-lander", ["world", "temperature"])
+print(experiments.table([chance, *rows]))
+measured = {row.variant: (row.score, row.ci_low, row.ci_high) for row in rows}
+plots.intervals(measured, "score awake (dashed: random play)", chance.score, "LunarLander: where C has learnt")
+
+# %% [markdown]
+# **Explain.** What was learned asleep is worth next to nothing awake, at any temperature; none stands out by more than the luck of one training may be.
+# Here M knew random play only: ships that tumble and crash. What a landing pays it has never seen, and C found out what pays in M's idea of it.
+# Who then went on awake had something to unlearn: with as many real decisions it is behind the one who never slept, if one training of each may
+# be trusted so far. The remedy is the paper's: let the agent play, add what it saw to the data, and dream again.
+
+# %% [markdown]
+# ## 6. What goes wrong: a dream without an end
 # M says how probable the end is after every decision. We draw it. It seems simpler to end a dream only when M is sure; here is what comes
 # of it, with random play in both kinds of dreams.
 #
@@ -241,7 +261,7 @@ for name, threshold in {"drawn": None, "only when M is 99 % sure": 0.99}.items()
 # compare the lengths first. If both lines are alike, M expects hardly any ends, and that is worth knowing, too. Draw what is uncertain.
 
 # %% [markdown]
-# ## 6. Exercises
+# ## 7. Exercises
 # Write the function in place of `return None`, run the cell and the one below it.
 
 # %% [markdown]
@@ -391,7 +411,7 @@ print(check_spearman(spearman))
 # </details>
 
 # %% [markdown]
-# ## 7. Check yourself
+# ## 8. Check yourself
 # 1. **What does a dream need of the real world?**
 #    <details><summary>Answer</summary>
 #
