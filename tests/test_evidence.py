@@ -195,6 +195,13 @@ def test_the_figures_of_a_manifest_follow_from_its_returns(path: Path) -> None:
     assert manifest["provisional"] == (not enough)
 
 
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+def test_the_world_model_that_is_shipped_is_the_one_whose_examination_is_published(path: Path) -> None:
+    examined = checkpoints.read_json(path.parent / "world-models" / path.name)
+    assert examined["weights"] == checkpoints.read_json(path)["weights"]
+    assert examined["failed_gates"] == []
+
+
 @pytest.mark.parametrize("path", WORLD_MODELS, ids=lambda path: path.stem)
 def test_a_published_world_model_can_be_shown_and_beats_simpler_ones(path: Path) -> None:
     found = checkpoints.read_json(path)

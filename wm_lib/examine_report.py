@@ -34,8 +34,7 @@ def eyes_table(found: dict[str, Any]) -> str:
         for read_from, (line, network) in kinds.items():
             for name, by_line in results.get(line, {}).items():
                 by_network = results.get(network, {}).get(name, {})
-                is_speed = name.endswith("_speed") and found["made_from"]["version"] > 1  # before, its change was read
-                moving = read_from != "z" and not is_speed
+                moving = read_from != "z" and not name.endswith("_speed")
                 counted = unit(name) + ("/decision" if moving else "")
                 rows.append(
                     (who, f"change of {name}" if moving else name, read_from, counted,
