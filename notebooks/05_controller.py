@@ -211,10 +211,10 @@ widgets.show(cma_2d.widget(seed))
 # **Predict.** Which will cost more, to take *z* away or *h*? And how far behind is a linear C?
 
 # %%
-chance, *rows = experiments.shipped("lunar-lander", ["features", "size", "method"])
-print(experiments.table([chance, *rows]))
+random_play, *rows = experiments.shipped("lunar-lander", ["features", "size", "method"])
+print(experiments.table([random_play, *rows]))
 measured = {row.variant: (row.score, row.ci_low, row.ci_high) for row in rows}
-plots.intervals(measured, "score (dashed: random play)", chance.score, "LunarLander: one change at a time")
+plots.intervals(measured, "score (dashed: random play)", random_play.score, "LunarLander: one change at a time")
 
 # %% [markdown]
 # **Explain.** The whiskers are over a hundred games of one training each: another training of the same kind may lie elsewhere, so look for gaps much

@@ -231,10 +231,10 @@ print(examine_report.dream_table(full) if full else f"no full run of {run.task.n
 # **Predict.** Does practice asleep help the one who then goes on awake? And which temperature is best?
 
 # %%
-chance, *rows = experiments.shipped("lunar-lander", ["world", "temperature"])
-print(experiments.table([chance, *rows]))
+random_play, *rows = experiments.shipped("lunar-lander", ["world", "temperature"])
+print(experiments.table([random_play, *rows]))
 measured = {row.variant: (row.score, row.ci_low, row.ci_high) for row in rows}
-plots.intervals(measured, "score awake (dashed: random play)", chance.score, "LunarLander: where C has learnt")
+plots.intervals(measured, "score awake (dashed: random play)", random_play.score, "LunarLander: where C has learnt")
 
 # %% [markdown]
 # **Explain.** What was learned asleep is worth next to nothing awake, at any temperature; none stands out by more than the luck of one training may be.
